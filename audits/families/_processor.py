@@ -1,0 +1,143 @@
+"""The family's own processor, offline, on synthetic media of exactly the size that a sample asks for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _media, _release
+from ._tokenizer import single_token_words
+from ._video_processor import FrameProcessor
+from .samples import Audio, Image, Sample, Segment, Text, Video
+
+if TYPE_CHECKING:
+    from ._recipe import Padding, Recipe
+
+
+def process(recipe: Recipe, samples: Sequence[Sample], *, padding: Padding, seed: int) -> dict[str, Any]:
+    """Everything that the processor returns for ``samples``, with each media grid checked against what was asked."""
+    import torch
+
+    for sample in samples:
+        _check(recipe, sample)
+    arguments = {**_media_arguments(recipe, samples, seed), **(recipe.call(samples) if recipe.call else {})}
+    text = [_prompt(recipe, sample, random.Random(f"{seed} {place}")) for place, sample in enumerate(samples)]
+    outputs = dict(_processor(recipe)(text=text, padding=True, padding_side=padding, return_tensors="pt", **arguments))
+    tensors = {name: torch.as_tensor(value) for name, value in outputs.items() if name.startswith("second_per_grid")}
+    outputs.update(tensors)
+    _compare_grids(samples, outputs)
+    return {name: value for name, value in outputs.items() if name != "video_metadata"}
+
+
+def _check(recipe: Recipe, sample: Sample) -> None:
+    for modality in sorted(sample.modalities):
+        if not getattr(recipe, modality):
+            message = f"sample {sample}: {recipe.model} has no {modality} input"
+            raise ValueError(message)
+    for segment in sample.segments:
+        if isinstance(segment, Image | Video) and (
+            segment.height % recipe.merge_size or segment.width % recipe.merge_size
+        ):
+            message = f"sample {sample}: height and width must be multiples of {recipe.merge_size}, which are merged"
+            raise ValueError(message)
+
+
+def _prompt(recipe: Recipe, sample: Sample, draw: random.Random) -> str:
+    """The sample as text: one-token words, and one placeholder for each medium, which the processor expands."""
+    words = single_token_words(recipe.tokenizer())
+    written: Mapping[type[Segment], str] = {Image: recipe.image, Video: recipe.video, Audio: recipe.audio}
+    return "".join(
+        "".join(draw.choices(words, k=segment.tokens)) if isinstance(segment, Text) else written[type(segment)]
+        for segment in sample.segments
+    )
+
+
+def _media_arguments(recipe: Recipe, samples: Sequence[Sample], seed: int) -> dict[str, Any]:
+    """``images``, ``videos`` with their metadata, and ``audio``, flat over the batch in reading order."""
+    draw = np.random.default_rng(seed)
+    segments = [segment for sample in samples for segment in sample.segments]
+    side = recipe.patch_size
+    images = [_media.image(part.height * side, part.width * side, draw) for part in segments if isinstance(part, Image)]
+    clips = [part for part in segments if isinstance(part, Video)]
+    sounds = [part for part in segments if isinstance(part, Audio)]
+    arguments: dict[str, Any] = {"images": images} if images else {}
+    if clips:
+        step = recipe.temporal_patch_size
+        arguments["videos"] = [
+            _media.video(clip.steps * step, clip.height * side, clip.width * side, draw) for clip in clips
+        ]
+        arguments["video_metadata"] = [_metadata(clip, step, side) for clip in clips]
+        arguments["do_sample_frames"] = False
+        if not _release.within(">=5.0.0.dev0"):
+            arguments["fps"] = [clip.frames_per_second for clip in clips]
+    if sounds:
+        arguments["audio"] = [_media.sound(round(part.seconds * recipe.sampling_rate), draw) for part in sounds]
+    return arguments
+
+
+def _metadata(clip: Video, temporal_patch_size: int, side: int) -> dict[str, Any]:
+    frames = clip.steps * temporal_patch_size
+    return {
+        "total_num_frames": frames,
+        "fps": clip.frames_per_second,
+        "duration": frames / clip.frames_per_second,
+        "frames_indices": list(range(frames)),
+        "height": clip.height * side,
+        "width": clip.width * side,
+    }
+
+
+def _processor(recipe: Recipe) -> Any:
+    """The processor of a recipe, assembled once in a process."""
+    if recipe.name not in _ASSEMBLED:
+        _ASSEMBLED[recipe.name] = _assembled(recipe)
+    return _ASSEMBLED[recipe.name]
+
+
+_ASSEMBLED: dict[str, Any] = {}
+
+
+def _assembled(recipe: Recipe) -> Any:
+    import transformers
+
+    parts: dict[str, Any] = {"tokenizer": recipe.tokenizer(), "image_processor": image_processor(recipe)}
+    if recipe.video:
+        parts["video_processor"] = FrameProcessor(recipe.patch_size, recipe.merge_size, recipe.temporal_patch_size)
+    if recipe.parts:
+        parts.update(recipe.parts(recipe))
+    return _lenient(getattr(transformers, recipe.processor))(**parts)
+
+
+def image_processor(recipe: Recipe) -> Any:
+    """The family's own image processor, in its PIL form, with resizing off."""
+    import transformers
+
+    pil = _release.within(">=5.0.0.dev0") and hasattr(transformers, f"{recipe.image_processor}Pil")
+    cls = getattr(transformers, recipe.image_processor + ("Pil" if pil else ""))
+    return cls(
+        do_resize=False,
+        patch_size=recipe.patch_size,
+        merge_size=recipe.merge_size,
+        temporal_patch_size=recipe.temporal_patch_size,
+        **(recipe.image_settings or {}),
+    )
+
+
+def _lenient(cls: type[Any]) -> type[Any]:
+    """``cls`` without its check that each part is of the registered class, which imports torchvision."""
+    return type(cls.__name__, (cls,), {"check_argument_for_proper_class": lambda _self, _name, part: type(part)})
+
+
+def _compare_grids(samples: Sequence[Sample], outputs: Mapping[str, Any]) -> None:
+    segments = [segment for sample in samples for segment in sample.segments]
+    asked = {
+        "image_grid_thw": [[1, part.height, part.width] for part in segments if isinstance(part, Image)],
+        "video_grid_thw": [[part.steps, part.height, part.width] for part in segments if isinstance(part, Video)],
+    }
+    for name, grids in asked.items():
+        if name in outputs and outputs[name].tolist() != grids:
+            message = f"{name}: asked for {grids}, the processor returned {outputs[name].tolist()}"
+            raise AssertionError(message)

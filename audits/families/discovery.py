@@ -1,0 +1,46 @@
+"""Which families with multi-axis rotary the installed transformers has, and which of them can be audited."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from . import _release
+
+if TYPE_CHECKING:
+    from ..terms import Family
+
+_MULTI_AXIS = re.compile(rb"mrope_section|xdrope_section|def get_rope_index\b|position_ids\[\.\.\., [01]\]")
+"""What the source of a family with several position axes in its text model contains, in 4.57 to 5.23."""
+
+
+@lru_cache(maxsize=1)
+def installed_families() -> tuple[str, ...]:
+    """Names of all such families, sorted, found by reading source text: transformers is not imported."""
+    files = sorted(_release.models_folder().glob("*/modeling_*.py"))
+    return tuple(sorted({path.parent.name for path in files if _MULTI_AXIS.search(path.read_bytes())}))
+
+
+def family(name: str) -> Family | str:
+    """The family called ``name``, or in words why it cannot be audited here."""
+    if name in UNBUILT:
+        return UNBUILT[name]
+    if name.startswith("_") or find_spec(f"{__package__}.{name}") is None:
+        return f"{name}: no tiny model of it is written yet"
+    module = import_module(f"{__package__}.{name}")
+    found: Family = module.FAMILY
+    if found.releases and not _release.within(found.releases):
+        return f"{name}: needs transformers {found.releases}, installed is {_release.release()}"
+    return found
+
+
+def families() -> dict[str, Family | str]:
+    """Every installed family by name, each with its :class:`Family` or the reason why there is none."""
+    return {name: family(name) for name in installed_families()}
+
+
+UNBUILT: dict[str, str] = {}
+"""Families that are known and cannot be built, each with the reason."""

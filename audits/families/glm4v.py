@@ -1,0 +1,38 @@
+"""GLM-4.1V: chunked sections over half of each head, neighbouring channels paired; a frame is an image in the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..terms import Family
+from ._glm import VISION, glm_v, special_ids, text_config
+from ._recipe import TokenId
+from .sites import Sites
+
+
+def config(vocabulary: int, token_id: TokenId) -> Any:
+    """Text heads of 64 channels, 32 of them rotated."""
+    from transformers import Glm4vConfig
+
+    return Glm4vConfig(
+        text_config=text_config(vocabulary, token_id, sections=(3, 5, 8)),
+        vision_config=VISION,
+        **special_ids(token_id),
+    )
+
+
+RECIPE = glm_v("glm4v", "Glm4vForConditionalGeneration", config)
+
+FAMILY = Family(
+    name="glm4v",
+    model_type="glm4v",
+    modalities=("image", "video"),
+    build=RECIPE.builder,
+    batch=RECIPE.batcher,
+    sites=Sites(package="glm4v.modeling_glm4v"),
+    rule="glm4v",
+    layout="chunked",
+    pairing="adjacent",
+    exclusive=True,
+    notes="Images and videos share one placeholder id: a batch with both is refused by the model (4.57.6 to 5.23.0).",
+)

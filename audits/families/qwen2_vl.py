@@ -1,0 +1,35 @@
+"""Qwen2-VL: chunked sections; image and video positions (t, h, w) without a time scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..terms import Family
+from ._qwen import VISION, qwen_vl, special_ids, text_config
+from ._recipe import TokenId
+from .sites import Sites
+
+
+def config(vocabulary: int, token_id: TokenId) -> Any:
+    """Two layers of text (head_dim 32) over a two-layer vision tower (head_dim 32)."""
+    from transformers import Qwen2VLConfig
+
+    return Qwen2VLConfig(
+        text_config=text_config(vocabulary, token_id, theta=1e6, sections=(3, 5, 8)),
+        vision_config={**VISION, "embed_dim": 64, "hidden_size": 128, "mlp_ratio": 2, "patch_size": 4},
+        **special_ids(token_id),
+    )
+
+
+RECIPE = qwen_vl("qwen2_vl", "Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", config, patch_size=4)
+
+FAMILY = Family(
+    name="qwen2_vl",
+    model_type="qwen2_vl",
+    modalities=("image", "video"),
+    build=RECIPE.builder,
+    batch=RECIPE.batcher,
+    sites=Sites(package="qwen2_vl.modeling_qwen2_vl"),
+    rule="qwen2_vl",
+    layout="chunked",
+)

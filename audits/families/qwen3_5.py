@@ -1,0 +1,44 @@
+"""Qwen3.5: interleaved sections over a quarter of each head; linear attention in most layers, which has no rotary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..terms import Family
+from ._qwen import HYBRID, VISION, VISION_3, qwen_vl, special_ids, text_config
+from ._recipe import TokenId
+from .sites import Sites
+
+
+def config(vocabulary: int, token_id: TokenId) -> Any:
+    """One linear-attention and one full-attention layer."""
+    from transformers import Qwen3_5Config
+
+    return Qwen3_5Config(
+        text_config=text_config(
+            vocabulary,
+            token_id,
+            theta=1e7,
+            sections=(7, 5, 4),
+            mrope_interleaved=True,
+            partial_rotary_factor=0.25,
+            **HYBRID,
+        ),
+        vision_config={**VISION, **VISION_3},
+        **special_ids(token_id),
+    )
+
+
+RECIPE = qwen_vl("qwen3_5", "Qwen3_5ForConditionalGeneration", "Qwen3VLProcessor", config, patch_size=4)
+
+FAMILY = Family(
+    name="qwen3_5",
+    model_type="qwen3_5",
+    modalities=("image", "video"),
+    build=RECIPE.builder,
+    batch=RECIPE.batcher,
+    sites=Sites(package="qwen3_5.modeling_qwen3_5"),
+    rule="qwen3_5",
+    layout="interleaved",
+    releases=">=5.2",
+)

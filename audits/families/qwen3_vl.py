@@ -1,0 +1,37 @@
+"""Qwen3-VL: interleaved sections; a video is one image per temporal step, with a timestamp in the text before each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..terms import Family
+from ._qwen import VISION, VISION_3, qwen_vl, special_ids, text_config
+from ._recipe import TokenId
+from .sites import Sites
+
+
+def config(vocabulary: int, token_id: TokenId) -> Any:
+    """Deepstack features from both vision layers into both text layers."""
+    from transformers import Qwen3VLConfig
+
+    return Qwen3VLConfig(
+        text_config=text_config(
+            vocabulary, token_id, theta=5e6, sections=(7, 5, 4), mrope_interleaved=True, head_dim=32
+        ),
+        vision_config={**VISION, **VISION_3, "deepstack_visual_indexes": [0, 1]},
+        **special_ids(token_id),
+    )
+
+
+RECIPE = qwen_vl("qwen3_vl", "Qwen3VLForConditionalGeneration", "Qwen3VLProcessor", config, patch_size=4)
+
+FAMILY = Family(
+    name="qwen3_vl",
+    model_type="qwen3_vl",
+    modalities=("image", "video"),
+    build=RECIPE.builder,
+    batch=RECIPE.batcher,
+    sites=Sites(package="qwen3_vl.modeling_qwen3_vl"),
+    rule="qwen3_vl",
+    layout="interleaved",
+)

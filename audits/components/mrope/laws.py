@@ -1,0 +1,7 @@
+"""All laws of the mRoPE component, gathered from one file per operation."""
+
+from __future__ import annotations
+
+from assay.audits.components.mrope import rotate_laws
+
+LAWS = (*rotate_laws.LAWS,)

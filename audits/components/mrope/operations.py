@@ -1,0 +1,10 @@
+"""Multimodal rotary embedding: frequencies, tables, rotation, positions, and the models that use them."""
+
+from __future__ import annotations
+
+from assay.audits.components.mrope import rotate
+
+_ROOMS = (rotate,)
+
+OPERATIONS = tuple(room.OPERATION for room in _ROOMS)
+CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES)

@@ -1,0 +1,99 @@
+"""How far a candidate may be from the truth: measured from the ordinary form's error, never typed in.
+
+    limit = max(FACTOR x eager error, ULPS x eps(accumulation dtype) + error of rounding the oracle)
+
+All errors are relative to the largest magnitude that enters an element's row (its reach), so that a small row beside
+a large one is judged by its own scale. Three norms: the worst element, the root mean square over all, and the worst
+row's root mean square; worst is compared with worst, never element with element.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from assay.audits.terms import Evidence
+
+FACTOR = 2.0
+ULPS = 4.0
+
+_ACCUMULATES = {torch.float64: torch.float64}
+
+
+def accumulation_eps(dtype: torch.dtype) -> float:
+    """The unit round-off step of the dtype in which arithmetic on ``dtype`` is expected to be done."""
+    return float(torch.finfo(_ACCUMULATES.get(dtype, torch.float32)).eps)
+
+
+@dataclass(frozen=True)
+class Norms:
+    """An error by the worst element, over all elements, and by the worst row."""
+
+    worst: float
+    rms: float
+    row: float
+
+
+def norms(error: Tensor) -> Norms:
+    """The three norms of a non-negative error tensor whose last dimension is the row. NaN counts as infinite."""
+    if error.numel() == 0:
+        return Norms(0.0, 0.0, 0.0)
+    error = error.nan_to_num(nan=math.inf, posinf=math.inf)
+    error = error.reshape(1, 1) if error.ndim == 0 else error
+    square = error.square()
+    return Norms(float(error.max()), float(square.mean().sqrt()), float(square.mean(dim=-1).sqrt().max()))
+
+
+def relative(error: Tensor, reach: Tensor) -> Tensor:
+    """Error over reach; where nothing enters a row, any error at all is infinite."""
+    reach = reach.to(error).expand_as(error)
+    quotient = error / torch.where(reach > 0, reach, torch.ones_like(reach))
+    return torch.where(reach > 0, quotient, torch.where(error > 0, math.inf, 0.0).to(quotient))
+
+
+def difference(got: Tensor, truth: Tensor) -> Tensor:
+    """Absolute difference in float64; equal infinities and two NaNs do not differ, one NaN differs infinitely."""
+    got, truth = got.detach().double(), truth.detach().double()
+    same = (got == truth) | (got.isnan() & truth.isnan())
+    return torch.where(same, 0.0, (got - truth).abs().nan_to_num(nan=math.inf))
+
+
+def rounding(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """What storing the truth in ``dtype`` costs, element by element; nothing where it overflows to infinity."""
+    rounded = truth.detach().double().to(dtype).double()
+    return difference(rounded, truth).nan_to_num(posinf=0.0)
+
+
+def floor(truths: Sequence[Tensor], reach: Tensor, dtype: torch.dtype) -> Tensor:
+    """The error that no implementation in ``dtype`` can be blamed for, relative to ``reach``."""
+    stored = sum((rounding(truth, dtype) for truth in truths), torch.zeros((), dtype=torch.float64))
+    return ULPS * accumulation_eps(dtype) + relative(stored, reach).nan_to_num(posinf=0.0)
+
+
+def excess(where: str, error: Tensor, allowed: Tensor, eager: Sequence[Tensor], message: str) -> Evidence | None:
+    """Evidence when a relative error exceeds its limit by any of the three norms, else None.
+
+    ``eager`` holds the ordinary form's relative errors, on one or more draws of the same case; the worst finite draw
+    counts. ``allowed`` is the floor of :func:`floor`.
+    """
+    least = norms(allowed.expand_as(error))
+    ordinary = [norms(item) for item in eager if bool(torch.isfinite(item).all())]
+    got = norms(error)
+    for name, label in (("worst", "largest error"), ("rms", "RMS error"), ("row", "RMS error of the worst row")):
+        usual = max((getattr(item, name) for item in ordinary), default=0.0)
+        limit = max(FACTOR * usual, getattr(least, name))
+        measured = getattr(got, name)
+        if measured > limit:
+            return Evidence(
+                where=where, measured=measured, limit=limit, message=f"{message}: {label}", index=_worst(error)
+            )
+    return None
+
+
+def _worst(error: Tensor) -> tuple[int, ...]:
+    flat = int(error.nan_to_num(nan=math.inf, posinf=math.inf).argmax())
+    return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), error.shape))

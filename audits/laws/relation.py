@@ -1,0 +1,71 @@
+"""Relations between several answers of one implementation, with limits measured on the ordinary form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from assay.audits.laws.limits import difference, excess, floor, relative
+from assay.audits.laws.parity import exactly
+from assay.audits.laws.trial import Trial
+from assay.audits.terms import Evidence, Numeric, Outcome, Outputs
+
+
+
+@dataclass(frozen=True)
+class Run:
+    """One implementation, to be asked related questions: the candidate, the ordinary form or the oracle."""
+
+    ask: Callable[..., Outcome]
+
+    def __call__(self, inputs: Any) -> Outputs:
+        """Its outputs."""
+        return self.ask(inputs).values
+
+    def grads(self, inputs: Any, upstream: Outputs) -> Outputs:
+        """Its gradients of the inputs, for the given gradients of the outputs."""
+        return self.ask(inputs, upstream).grads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two tensors that a right implementation makes equal; ``reach`` is what rounding is proportional to."""
+
+    where: str
+    left: Tensor
+    right: Tensor
+    reach: Tensor
+    message: str
+
+
+def holds(trial: Trial, relate: Callable[[Run, Any], Iterable[Pair]]) -> Iterator[Evidence]:
+    """Evidence where the candidate breaks a relation by more than twice what the ordinary form does.
+
+    ``relate(run, inputs)`` makes the related calls through ``run`` and yields pairs, the same ones for the
+    candidate, for the ordinary form and for the oracle.
+    """
+    expect = trial.operation.expect
+    assert isinstance(expect, Numeric)
+    eager = [list(relate(Run(trial.eager), trial.inputs))]
+    eager += [list(relate(Run(trial.eager), other)) for other in expect.draws(trial.inputs)]
+    truth = list(relate(Run(trial.oracle), trial.inputs))
+    for position, pair in enumerate(relate(Run(trial.call), trial.inputs)):
+        exact = truth[position]
+        allowed = floor([exact.left, exact.right], pair.reach.double(), trial.dtype)
+        ordinary = [_error(pairs[position]) for pairs in eager]
+        found = excess(pair.where, _error(pair), allowed, ordinary, pair.message)
+        if found:
+            yield found
+
+
+def same_bits(pairs: Iterable[Pair]) -> Iterator[Evidence]:
+    """Evidence where two tensors that must be equal in every bit are not."""
+    for pair in pairs:
+        yield from exactly(pair.where, pair.left, pair.right, pair.message)
+
+
+def _error(pair: Pair) -> Tensor:
+    return relative(difference(pair.left, pair.right), pair.reach.double())

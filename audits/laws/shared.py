@@ -1,0 +1,41 @@
+"""The laws that every operation is under, whatever it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from assay.audits.laws import conduct, parity
+from assay.audits.terms import Law, Operation
+
+RAISES = """The candidate returns on inputs inside its contract.
+
+Why: an exception on an ordinary input stops a training run; an exit takes the whole process with it. A call that does
+not end within the time limit is reported as UNKNOWN, since nothing is known of its answer.
+
+Example: a rotation that fails on a batch whose last sample is empty.
+"""
+
+MACHINE_RULES = {
+    "raises": RAISES,
+    "timeout": "The candidate answers within the time limit; one that does not is UNKNOWN, not passed.",
+    "not-exercised": "A law that applied was exercised at least once; one that was not is UNKNOWN, not passed.",
+    "checker-failed": "The checker itself did not fail; where it did, the candidate is UNKNOWN, not passed.",
+}
+"""Rules that the judge itself reports, with their manual pages."""
+
+
+def laws(operation: Operation) -> tuple[Law, ...]:
+    """The shared laws, for one operation."""
+    return (
+        _law("returns", parity.returns, operation, parity.has_oracle),
+        _law("parity", parity.parity, operation, parity.has_oracle),
+        _law("gradients", parity.gradients, operation, parity.numeric_only),
+        _law("nondeterministic", conduct.nondeterministic, operation),
+        _law("mutates", conduct.mutates, operation),
+        _law("leaks", conduct.leaks, operation),
+    )
+
+
+def _law(name: str, check: Callable[..., object], operation: Operation, applies: Callable[..., str | None] | None = None) -> Law:
+    extra = {"applies": applies} if applies else {}
+    return Law(name=name, operations=(operation.name,), check=check, doc=check.__doc__ or "", **extra)  # type: ignore[arg-type]

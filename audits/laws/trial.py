@@ -1,0 +1,117 @@
+"""One law, one case, one candidate: what a law is given to look at, and how it asks related questions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.audits.observe import observe
+from assay.audits.terms import Implementation, Numeric, Operation, Outcome, Outputs, Subject
+
+
+class Broken(Exception):
+    """A call that a law needed did not return; the judge turns it into a finding of its own."""
+
+    def __init__(self, outcome: Outcome, inputs: Any) -> None:
+        """Keep how the call ended."""
+        super().__init__(outcome.raised)
+        self.outcome = outcome
+        self.inputs = inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A candidate's subject with one built case of its operation.
+
+    Laws read ``inputs`` and make calls; every call that does not return raises :class:`Broken`.
+    """
+
+    operation: Operation
+    params: Any
+    inputs: Any
+    dtype: torch.dtype
+    subject: Subject
+    seed: int = 0
+
+    def call(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
+        """Run the candidate on related inputs."""
+        outcome = self.subject.call(inputs, upstream)
+        if outcome.raised:
+            raise Broken(outcome, inputs)
+        return outcome
+
+    def run(self, inputs: Any) -> Outputs:
+        """The candidate's outputs on related inputs."""
+        return self.call(inputs).values
+
+    @functools.cached_property
+    def outcome(self) -> Outcome:
+        """The candidate's outputs and gradients on the case itself."""
+        return self.call(self.inputs, self.upstream if self.operation.differentiable else None)
+
+    @functools.cached_property
+    def truth(self) -> Outcome:
+        """The oracle's outputs and gradients on the case, in float64 (or exact)."""
+        return self.oracle(self.inputs, self.upstream if self.operation.differentiable else None)
+
+    @functools.cached_property
+    def upstream(self) -> Outputs:
+        """Gradients for the outputs: different for each element, of both signs, never one."""
+        shapes = {name: value.shape for name, value in self.oracle(self.inputs).values.items()}
+        generator = torch.Generator().manual_seed(self.seed + 7919)
+        return {
+            name: (torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5 + 0.25).to(
+                device=_device(self.inputs), dtype=self.dtype
+            )
+            for name, shape in shapes.items()
+        }
+
+    def oracle(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
+        """The reference in float64 on any inputs. A reference that fails is our own error and raises."""
+        expect: Any = self.operation.expect
+        wide = {name: grad.double() for name, grad in upstream.items()} if upstream is not None else None
+        return _trusted(expect.oracle, upcast(inputs), wide, self.operation.differentiable)
+
+    def eager(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
+        """The ordinary low-precision form on any inputs."""
+        expect = self.operation.expect
+        assert isinstance(expect, Numeric)
+        return _trusted(expect.eager, inputs, upstream, self.operation.differentiable)
+
+
+def _trusted(
+    implementation: Implementation, inputs: Any, upstream: Outputs | None, differentiable: tuple[str, ...]
+) -> Outcome:
+    outcome = observe(implementation, inputs, upstream, differentiable)
+    if outcome.raised:
+        message = f"the project's own form failed: {outcome.raised.kind}: {outcome.raised.message}"
+        raise RuntimeError(message)
+    return outcome
+
+
+def upcast(record: Any) -> Any:
+    """The same record with every floating tensor in float64."""
+    wide = {field.name: _wide(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    return dataclasses.replace(record, **wide)
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.double()
+    if isinstance(value, Mapping):
+        return {key: _wide(item) for key, item in value.items()}
+    return value
+
+
+def _device(record: Any) -> torch.device:
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Tensor):
+            return value.device
+    return torch.device("cpu")

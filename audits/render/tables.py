@@ -1,0 +1,142 @@
+"""How a report is cut up and worded for a reader: numbers, places and groups, shared by the outputs for people."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from assay.audits.terms import Check, Finding, Report, Verdict
+
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+DIGITS = 3
+"""Significant digits of a reported number: more would differ from machine to machine."""
+
+
+def rounded(number: float) -> float:
+    """A number at three significant digits."""
+    return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else number
+
+
+def amount(value: float | str) -> str:
+    """A measured value or a limit in words: three significant digits, or the text itself."""
+    return value if isinstance(value, str) else f"{value:.{DIGITS}g}"
+
+
+def number(value: float | str) -> float | None:
+    """A measured value as a number, also where it is the name of one that is not finite; None where it is text."""
+    return _NOT_FINITE.get(value) if isinstance(value, str) else value
+
+
+def place(finding: Finding) -> str:
+    """Where it broke: the tensor and its worst index, or the text span."""
+    return finding.where + (str(list(finding.index)) if finding.index is not None else "")
+
+
+def circumstances(finding: Finding) -> str:
+    """The case, its dtype, and how many cases broke the same law."""
+    case = ", ".join(part for part in (finding.case, finding.dtype) if part) or "-"
+    return f"{case} ({finding.cases_broken} cases broken)" if finding.cases_broken > 1 else case
+
+
+def finding_key(finding: Finding) -> tuple[str, ...]:
+    """The order of findings, the same in every output."""
+    return (finding.operation, finding.candidate, finding.rule, finding.case, finding.dtype, finding.fingerprint)
+
+
+def check_key(check: Check) -> tuple[str, str]:
+    """The order of checks, the same in every output."""
+    return (check.rule, check.candidate)
+
+
+def counts(report: Report) -> dict[str, int]:
+    """Findings by verdict, then checks: looked at, exercised, inapplicable."""
+    by = Counter(finding.verdict for finding in report.findings)
+    return {
+        "failed": by[Verdict.FAIL],
+        "unknown": by[Verdict.UNKNOWN],
+        "waived": by[Verdict.WAIVED],
+        "checked": report.checked,
+        "exercised": report.exercised,
+        "inapplicable": report.inapplicable,
+    }
+
+
+def counts_line(report: Report) -> str:
+    """The counts in one sentence."""
+    found = counts(report)
+    findings = f"{found['failed']} failed, {found['unknown']} unknown, {found['waived']} waived"
+    checks = f"{found['checked']} checks: {found['exercised']} exercised, {found['inapplicable']} inapplicable"
+    rest = found["checked"] - found["exercised"] - found["inapplicable"]
+    return f"{findings}; {checks}" + (f", {rest} not exercised" if rest else "")
+
+
+def reasons(check: Check) -> str:
+    """Why a law said nothing about some cases."""
+    return "; ".join(f"{reason} ({count})" for reason, count in sorted(check.inapplicable.items()))
+
+
+def status(check: Check) -> str:
+    """A check's state in one word: its verdict, or that its law did not apply. Not exercised is not passed."""
+    if check.exercised or check.verdict is not Verdict.PASS:
+        return check.verdict.name
+    return "inapplicable" if check.inapplicable else Verdict.UNKNOWN.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What one candidate of one operation came to."""
+
+    operation: str
+    candidate: str
+    checks: tuple[Check, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of its checks and findings."""
+        return max([check.verdict for check in self.checks] + [finding.verdict for finding in self.findings])
+
+    @property
+    def applicable(self) -> int:
+        """Checks that did not declare themselves inapplicable."""
+        return len(self.checks) - self.inapplicable
+
+    @property
+    def exercised(self) -> int:
+        """Checks exercised at least once."""
+        return sum(1 for check in self.checks if check.exercised)
+
+    @property
+    def inapplicable(self) -> int:
+        """Checks whose law applied to no case."""
+        return sum(1 for check in self.checks if not check.exercised and check.inapplicable)
+
+
+def operation_of(check: Check) -> str:
+    """The operation a check's rule belongs to: all but its last word."""
+    return check.rule.rpartition(".")[0]
+
+
+def groups(report: Report) -> tuple[Group, ...]:
+    """The report by operation and candidate, in order."""
+    keys = {(operation_of(c), c.candidate) for c in report.checks}
+    keys |= {(f.operation, f.candidate) for f in report.findings}
+    return tuple(_group(report, *key) for key in sorted(keys))
+
+
+def _group(report: Report, operation: str, candidate: str) -> Group:
+    checks = [c for c in report.checks if (operation_of(c), c.candidate) == (operation, candidate)]
+    findings = [f for f in report.findings if (f.operation, f.candidate) == (operation, candidate)]
+    return Group(
+        operation=operation,
+        candidate=candidate,
+        checks=tuple(sorted(checks, key=check_key)),
+        findings=tuple(sorted(findings, key=finding_key)),
+    )
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings with the worst verdicts in front."""
+    return sorted(findings, key=lambda finding: (-finding.verdict, *finding_key(finding)))

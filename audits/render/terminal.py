@@ -1,0 +1,133 @@
+"""The report on a terminal: one block per operation and candidate, its findings under it, the counts last."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from assay.audits.render import tables
+from assay.audits.terms import Check, Finding, Report, Verdict
+
+STYLES = {Verdict.PASS: "green", Verdict.WAIVED: "cyan", Verdict.UNKNOWN: "yellow", Verdict.FAIL: "bold red"}
+
+
+def render(report: Report, *, width: int = 100, color: bool = False) -> str:
+    """The report as text, wrapped at ``width``; with ``color``, with ANSI styles."""
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        legacy_windows=False,
+    )
+    show(report, console)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report on a console."""
+    console.print(_overview(report))
+    _show_findings(report, console)
+    for check in _silent(report):
+        console.print(_silence(check))
+    for line in _inapplicable(report):
+        console.print(line)
+    console.print(_conclusion(report))
+
+
+def findings(report: Report, *, width: int = 100) -> str:
+    """The findings alone, as text: what a failed test shows."""
+    out = io.StringIO()
+    _show_findings(report, Console(file=out, width=width, color_system=None))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _show_findings(report: Report, console: Console) -> None:
+    for finding in tables.worst_first(report.findings):
+        console.print(_finding(finding))
+        # Not wrapped: a command that is copied must stay one line.
+        console.print(Text(f"  $ {finding.repro}", style="blue"), soft_wrap=True)
+
+
+def _overview(report: Report) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("operation", no_wrap=True)
+    table.add_column("candidate", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("laws", justify="right", no_wrap=True)
+    table.add_column("inapplicable", justify="right", no_wrap=True)
+    table.add_column("findings", justify="right", no_wrap=True)
+    for group in tables.groups(report):
+        table.add_row(
+            group.operation or "-",
+            group.candidate,
+            _verdict(group.verdict),
+            f"{group.exercised} of {group.applicable}",
+            str(group.inapplicable or "-"),
+            str(len(group.findings) or "-"),
+        )
+    return table
+
+
+def _verdict(verdict: Verdict) -> Text:
+    return Text(verdict.name, style=STYLES[verdict])
+
+
+def _finding(finding: Finding) -> RenderableType:
+    title = Text.assemble("\n", (finding.verdict.name, STYLES[finding.verdict]), "  ", (finding.rule, "bold"))
+    title.append(f"  {finding.candidate}", style="dim")
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(finding):
+        table.add_row(name, Text(value))
+    return Group(title, Padding(Text(finding.message), (0, 0, 0, 2)), Padding(table, (0, 0, 0, 2)))
+
+
+def _rows(finding: Finding) -> Iterator[tuple[str, str]]:
+    yield "where", tables.place(finding)
+    yield "case", tables.circumstances(finding)
+    yield "measured", f"{tables.amount(finding.measured)}, limit {tables.amount(finding.limit)}"
+    if finding.waiver:
+        yield "waiver", finding.waiver
+
+
+def _silent(report: Report) -> list[Check]:
+    told = {(finding.rule, finding.candidate) for finding in report.findings}
+    silent = (c for c in report.checks if c.verdict > Verdict.WAIVED and (c.rule, c.candidate) not in told)
+    return sorted(silent, key=tables.check_key)
+
+
+def _silence(check: Check) -> Text:
+    reason = "exercised, without a verdict" if check.exercised else "not exercised: no case reached it"
+    if check.inapplicable:
+        reason += f"; inapplicable where {tables.reasons(check)}"
+    text = Text.assemble("\n", _verdict(check.verdict), "  ", (check.rule, "bold"), (f"  {check.candidate}", "dim"))
+    return text.append(f"\n  {reason}")
+
+
+def _inapplicable(report: Report) -> Iterator[Text]:
+    by: dict[tuple[str, str], int] = {}
+    for check in report.checks:
+        if tables.status(check) == "inapplicable":
+            key = (check.rule, "; ".join(sorted(check.inapplicable)))
+            by[key] = by.get(key, 0) + 1
+    if by:
+        yield Text("\nInapplicable", style="dim")
+    for (rule, reason), candidates in sorted(by.items()):
+        among = f"  ({candidates} candidates)" if candidates > 1 else ""
+        yield Text.assemble("  ", rule, (f"  {reason}{among}", "dim"))
+
+
+def _conclusion(report: Report) -> RenderableType:
+    scope = " (filtered run)" if report.filtered else ""
+    empty = "; nothing was audited" if not report.checks else ""
+    line = Text.assemble(_verdict(report.verdict), f"  {tables.counts_line(report)}{empty}{scope}")
+    return Group(Text(), Rule(style="dim", characters="-"), line)

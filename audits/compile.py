@@ -1,0 +1,140 @@
+"""Compile Triton kernels for NVIDIA chips that are not here, and read from the machine code what they would cost.
+
+`offline("sm_90")` stands in for the driver: inside it, launching a kernel compiles it for that chip and runs nothing, so the
+host code under inspection chooses its own tile sizes and its tensors' strides decide what the compiler may assume.
+That a kernel compiles without spills says nothing about its results; those are judged elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+ARCHITECTURES = (80, 90, 100)
+"""A100, H100 and H200, B200."""
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What one compiled kernel takes from a chip. Numbers are per thread, but `shared` is bytes per program."""
+
+    kernel: str
+    arch: int
+    registers: int
+    stack: int
+    shared: int
+    spills: int
+    """Loads and stores of local memory (LDL, STL)."""
+    wide_loads: int
+    """128-bit loads from global memory (LDG.E.128)."""
+    narrow_loads: int
+    wide_stores: int
+    """128-bit stores to global memory (STG.E.128)."""
+    narrow_stores: int
+    instructions: int
+
+    @property
+    def spilled(self) -> bool:
+        """Whether any value lives in local memory instead of a register."""
+        return bool(self.stack or self.spills)
+
+
+class OfflineError(RuntimeError):
+    """Nothing could be compiled: no Triton, an interpreting Triton, or one whose internals this file does not know."""
+
+
+class _AbsentDriver:
+    """What Triton asks a driver before it compiles."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_device(self) -> int:
+        """A device number per chip: Triton keeps its compiled kernels by device."""
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+
+@contextmanager
+def offline(arch: int) -> Iterator[list[CompileReport]]:
+    """Launches inside the block compile for sm_`arch` and run nothing; their reports appear in the list.
+
+    The list is complete when the block ends. Tensors may live on the meta device: only their dtypes, strides and (as
+    all meta tensors start at 0) perfect alignment are looked at. Not for several threads at once.
+
+    Raises OfflineError where Triton is missing or decorated the kernels for its interpreter.
+    """
+    try:
+        import triton
+        from triton.runtime.driver import driver
+        from triton.runtime.jit import JITFunction
+    except ImportError as error:
+        raise OfflineError(f"offline compilation needs Triton 3.5 to 3.9: {error}") from error
+    if triton.knobs.runtime.interpret:
+        raise OfflineError(
+            "TRITON_INTERPRET=1 is set, so kernels are decorated for the interpreter and cannot be compiled"
+        )
+    launched: list[Any] = []
+    reports: list[CompileReport] = []
+    run, before = JITFunction.run, driver._active
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        launched.append(kernel)
+        return kernel
+
+    JITFunction.run = compile_only
+    driver.set_active(_AbsentDriver(arch))
+    try:
+        yield reports
+    finally:
+        JITFunction.run = run
+        driver._active = before
+    reports.extend(inspect_cubin(kernel.metadata.name, arch, kernel.asm["cubin"]) for kernel in launched)
+
+
+def inspect_cubin(name: str, arch: int, cubin: bytes) -> CompileReport:
+    """Read registers, stack and shared memory from a cubin's header and count the memory accesses in its code."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        header = _tool("cuobjdump", "--dump-resource-usage", str(path))
+        listing = _tool("nvdisasm", "-c", str(path))
+    resources = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", header)}
+    opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", listing, re.MULTILINE)
+
+    def count(pattern: str) -> int:
+        return sum(re.match(pattern, opcode) is not None for opcode in opcodes)
+
+    wide_loads, wide_stores = count(r"LDG\.(\w+\.)*128"), count(r"STG\.(\w+\.)*128")
+    return CompileReport(
+        kernel=name, arch=arch, registers=resources["REG"], stack=resources["STACK"], shared=resources["SHARED"],
+        spills=count(r"LDL|STL"), wide_loads=wide_loads, narrow_loads=count("LDG") - wide_loads,
+        wide_stores=wide_stores, narrow_stores=count("STG") - wide_stores,
+        instructions=sum(opcode != "NOP" for opcode in opcodes),
+    )  # fmt: skip
+
+
+def _tool(name: str, *arguments: str) -> str:
+    """The output of a CUDA tool from Triton's own wheel."""
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    if not path.exists():
+        raise OfflineError(f"Triton {triton.__version__} brings no {name}: {path} is missing")
+    return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout

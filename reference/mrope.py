@@ -141,8 +141,9 @@ def tables(
     _vector("axes", axes, floating=False)
     if len(axes) != len(inv_freq):
         raise ValueError(f"axes: expected {len(inv_freq)} lanes like inv_freq, got {len(axes)}")
-    if len(axes) and not (0 <= int(axes.min()) and int(axes.max()) < len(positions)):
-        raise ValueError(f"axes: expected 0 to {len(positions) - 1}, got {int(axes.min())} to {int(axes.max())}")
+    lowest, highest = int(axes.min()), int(axes.max())
+    if lowest < 0 or highest >= len(positions):
+        raise ValueError(f"axes: expected 0 to {len(positions) - 1}, got {lowest} to {highest}")
     _same_device("inv_freq", inv_freq, "positions", positions)
     if not math.isfinite(attention_scaling):
         raise ValueError(f"attention_scaling: expected a finite number, got {attention_scaling}")
@@ -177,7 +178,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, pairing: st
 
 
 def expand_tables(cos: torch.Tensor, sin: torch.Tensor, pairing: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same tables at full width [B, S, R], each lane's value at both its channels, as Hugging Face lays them out."""
+    """The same tables at full width [B, S, R], each lane's value at both of its channels: the form Hugging Face uses."""
     if cos.shape != sin.shape or cos.ndim < 1:
         raise ValueError(f"sin: expected the shape of cos, {tuple(cos.shape)}, got {tuple(sin.shape)}")
     first, second = lane_channels(pairing, 2 * cos.shape[-1])

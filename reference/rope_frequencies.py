@@ -20,7 +20,7 @@ __all__ = ["ROPE_TYPES", "inverse_frequencies", "rope_parameter_names"]
 
 
 class _Recipe(Protocol):
-    def __call__(self, dim: int, base: float, length: int | None, **parameters: Any) -> tuple[torch.Tensor, float]: ...
+    def __call__(self, dim: int, base: float, **parameters: Any) -> tuple[torch.Tensor, float]: ...
 
 
 def inverse_frequencies(
@@ -65,7 +65,9 @@ def inverse_frequencies(
     if unknown:
         known = sorted(required | optional)
         raise TypeError(f"parameters: rope_type {rope_type!r} knows {known}, got unknown {sorted(unknown)}")
-    inv_freq, scaling = recipe(rotary_dim, base, sequence_length, **parameters)
+    if "sequence_length" in inspect.signature(recipe).parameters:
+        parameters["sequence_length"] = sequence_length
+    inv_freq, scaling = recipe(rotary_dim, base, **parameters)
     return inv_freq.to(dtype), scaling
 
 
@@ -73,37 +75,36 @@ def rope_parameter_names(rope_type: str) -> tuple[set[str], set[str]]:
     """The names of the parameters that a rope type requires, and of those it accepts besides."""
     given = inspect.signature(_recipe(rope_type)).parameters.values()
     keywords = [p for p in given if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    required = {p.name for p in keywords if p.default is inspect.Parameter.empty}
-    return required, {p.name for p in keywords} - required
+    required = {p.name for p in keywords if p.default is inspect.Parameter.empty} - {"sequence_length"}
+    return required, {p.name for p in keywords} - required - {"sequence_length"}
 
 
-def _default(dim: int, base: float, length: int | None) -> tuple[torch.Tensor, float]:
+def _default(dim: int, base: float) -> tuple[torch.Tensor, float]:
     return _geometric(dim, base), 1.0
 
 
-def _linear(dim: int, base: float, length: int | None, *, factor: float) -> tuple[torch.Tensor, float]:
+def _linear(dim: int, base: float, *, factor: float) -> tuple[torch.Tensor, float]:
     """Positions are squeezed by `factor`, which is the same as slower lanes."""
     return _geometric(dim, base) / _positive("factor", factor), 1.0
 
 
-def _ntk_alpha(dim: int, base: float, length: int | None, *, alpha: float) -> tuple[torch.Tensor, float]:
+def _ntk_alpha(dim: int, base: float, *, alpha: float) -> tuple[torch.Tensor, float]:
     """A larger base: the slowest lane is stretched by `alpha`, the fastest not at all."""
     return _geometric(dim, base * _positive("alpha", alpha) ** _ntk_exponent(dim)), 1.0
 
 
 def _dynamic(
-    dim: int, base: float, length: int | None, *, factor: float, max_position_embeddings: int
+    dim: int, base: float, *, factor: float, max_position_embeddings: int, sequence_length: int | None
 ) -> tuple[torch.Tensor, float]:
     """NTK scaling that grows with the sequence; nothing changes up to the trained length."""
     factor, trained = _positive("factor", factor), _count("max_position_embeddings", max_position_embeddings)
-    ratio = max(length or 0, trained) / trained
+    ratio = max(sequence_length or 0, trained) / trained
     return _geometric(dim, base * (factor * ratio - (factor - 1)) ** _ntk_exponent(dim)), 1.0
 
 
 def _yarn(
     dim: int,
     base: float,
-    length: int | None,
     *,
     factor: float,
     original_max_position_embeddings: int,
@@ -152,11 +153,11 @@ def _yarn_attention(factor: float, mscale: float | None, mscale_all_dim: float |
 def _longrope(
     dim: int,
     base: float,
-    length: int | None,
     *,
     short_factor: Sequence[float],
     long_factor: Sequence[float],
     original_max_position_embeddings: int,
+    sequence_length: int | None,
     factor: float | None = None,
     max_position_embeddings: int | None = None,
     attention_factor: float | None = None,
@@ -167,7 +168,7 @@ def _longrope(
     One of `factor`, `max_position_embeddings` and `attention_factor` has to be there.
     """
     trained = _count("original_max_position_embeddings", original_max_position_embeddings)
-    beyond = length is not None and length > trained
+    beyond = sequence_length is not None and sequence_length > trained
     stretch = _per_lane("long_factor", long_factor, dim), _per_lane("short_factor", short_factor, dim)
     inv_freq = _geometric(dim, base) / (stretch[0] if beyond else stretch[1])
     if attention_factor is None:
@@ -185,7 +186,6 @@ def _longrope_attention(trained: int, factor: float | None, longest: int | None)
 def _llama3(
     dim: int,
     base: float,
-    length: int | None,
     *,
     factor: float,
     low_freq_factor: float,
@@ -204,7 +204,7 @@ def _llama3(
 
 
 def _proportional(
-    dim: int, base: float, length: int | None, *, partial_rotary_factor: float = 1.0, factor: float = 1.0
+    dim: int, base: float, *, partial_rotary_factor: float = 1.0, factor: float = 1.0
 ) -> tuple[torch.Tensor, float]:
     """The exponents of the whole head, but only the first share of the lanes turn; the others have frequency 0."""
     share = _positive("partial_rotary_factor", partial_rotary_factor)

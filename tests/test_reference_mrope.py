@@ -1,0 +1,264 @@
+"""Layouts, tables and rotation: known answers, laws, and the rotary modules of the installed transformers."""
+
+import importlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assay.reference import mrope
+from assay.reference.rope_frequencies import inverse_frequencies
+
+FP32 = torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize(
+    ("layout", "sections", "owners"),
+    [
+        ("chunked", [2, 3, 1], "001112"),
+        ("chunked", [1, 2, 3, 1], "0112223"),
+        ("interleaved", [4, 2, 2], "01201200"),
+        ("interleaved", [3, 3, 2], "01201201"),
+        ("interleaved", [3, 2, 1], "012010"),
+        ("interleaved", [4, 0, 0], "0000"),
+        ("alternating", [2, 2, 3], "1212000"),
+        ("even_odd", [3, 3], "010101"),
+    ],
+)
+def test_owners_by_hand(layout: str, sections: list[int], owners: str) -> None:
+    assert "".join(map(str, mrope.lane_axes(layout, sections).tolist())) == owners
+
+
+def test_more_sections_than_axes_go_round() -> None:
+    assert mrope.lane_axes("chunked", [1, 2, 1, 2, 1, 1], axes=3).tolist() == [0, 1, 1, 2, 0, 0, 1, 2]
+
+
+@given(
+    sections=st.lists(st.integers(0, 40), min_size=3, max_size=3).filter(any), layout=st.sampled_from(mrope.LAYOUTS[:3])
+)
+def test_each_axis_owns_exactly_its_section_or_the_layout_refuses(sections: list[int], layout: str) -> None:
+    try:
+        owners = mrope.lane_axes(layout, sections)
+    except ValueError as error:
+        assert "sections" in str(error)
+        lanes = sum(sections)
+        too_long = 3 * sections[1] > lanes + 1 or 3 * sections[2] > lanes
+        assert sections[0] != sections[1] if layout == "alternating" else too_long
+        return
+    order = [1, 2, 0] if layout == "alternating" else [0, 1, 2]
+    assert [int((owners == axis).sum()) for axis in order] == sections
+
+
+@pytest.mark.parametrize(
+    ("layout", "sections", "axes"),
+    [
+        ("interleaved", [16, 8, 8, 0], None),
+        ("interleaved", [1, 8, 8], None),
+        ("interleaved", [2, 3, 3], None),
+        ("alternating", [3, 2, 4], None),
+        ("even_odd", [3, 2], None),
+        ("chunked", [], None),
+        ("chunked", [2, -1], None),
+        ("chunked", [2, 2], 3),
+        ("spiral", [2, 2, 2], None),
+    ],
+)
+def test_what_a_layout_cannot_place_is_an_error(layout: str, sections: list[int], axes: int | None) -> None:
+    with pytest.raises(ValueError, match=r"sections|axes|layout"):
+        mrope.lane_axes(layout, sections, axes=axes)
+
+
+def test_a_quarter_turn_by_hand() -> None:
+    quarter = torch.tensor([torch.pi / 2, 0.0], dtype=torch.float64)
+    cos, sin = quarter.cos()[None, None], quarter.sin()[None, None]
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0], dtype=torch.float64)[None, None, None]
+    expected = {"half": [-3, 2, 1, 4, 5], "adjacent": [-2, 1, 3, 4, 5], "half_per_axis": [-2, 1, 3, 4, 5]}
+    for pairing, values in expected.items():
+        out = mrope.rotate(x, cos, sin, pairing=pairing).flatten()
+        # Each output is a sum of two products of factors of at most 4, with cos(pi / 2) off by half an eps.
+        assert (
+            float((out - torch.tensor(values, dtype=torch.float64)).abs().max())
+            <= 2 * 4 * torch.finfo(torch.float64).eps
+        )
+
+
+def random_positions(axes: int, batch: int, tokens: int, seed: int, high: int = 5000) -> torch.Tensor:
+    return torch.randint(0, high, (axes, batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("pairing", mrope.PAIRINGS)
+def test_relative_positions_alone_matter_and_lengths_stay(pairing: str) -> None:
+    gen = torch.Generator().manual_seed(7)
+    q, k = (torch.randn(1, 2, 1, 28, dtype=torch.float64, generator=gen) for _ in range(2))
+    inv_freq, _ = inverse_frequencies(24, base=1e4)
+    axes = mrope.lane_axes("chunked", [3, 4, 5])
+    at, other = torch.tensor([3, 70, 11])[:, None, None], torch.tensor([9, 2, 40])[:, None, None]
+
+    def score(shift: int) -> torch.Tensor:
+        turned_q, turned_k = (
+            mrope.apply(x, x, where + shift, inv_freq, axes, pairing=pairing)[0] for x, where in ((q, at), (k, other))
+        )
+        return (turned_q * turned_k).sum()
+
+    # Angles reach 1070 radians, so each carries an absolute error of 1070 eps, twice per lane and side.
+    limit = 4 * 1070 * torch.finfo(torch.float64).eps * float(q.norm() * k.norm())
+    assert abs(float(score(0) - score(1000))) <= limit
+    turned, _ = mrope.apply(q, q, at, inv_freq, axes, pairing=pairing)
+    assert abs(float(turned.norm() - q.norm())) <= 28 * torch.finfo(torch.float64).eps * float(q.norm())
+    assert torch.equal(turned[..., 24:], q[..., 24:])
+
+
+@pytest.mark.parametrize("pairing", mrope.PAIRINGS)
+def test_one_axis_moves_only_its_own_lanes(pairing: str) -> None:
+    inv_freq, _ = inverse_frequencies(24, base=1e4)
+    axes = mrope.lane_axes("interleaved", [4, 4, 4])
+    where = random_positions(3, 2, 5, seed=1)
+    x = torch.randn(2, 3, 5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    before, _ = mrope.apply(x, x, where, inv_freq, axes, pairing=pairing)
+    for axis in range(3):
+        moved = where.clone()
+        moved[axis] += 1
+        after, _ = mrope.apply(x, x, moved, inv_freq, axes, pairing=pairing)
+        changed = (after != before).flatten(0, 2).any(0)
+        first, second = mrope.lane_channels(pairing, 24)
+        assert torch.equal(changed[first], axes == axis)
+        assert torch.equal(changed[second], axes == axis)
+
+
+@given(half=st.integers(1, 40), pairing=st.sampled_from(mrope.PAIRINGS))
+def test_lanes_use_each_channel_once(half: int, pairing: str) -> None:
+    if pairing == "half_per_axis" and half % 2:
+        return
+    channels = torch.cat(mrope.lane_channels(pairing, 2 * half))
+    assert sorted(channels.tolist()) == list(range(2 * half))
+
+
+def test_gradients_of_the_rotation() -> None:
+    gen = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 2, 3, 10, dtype=torch.float64, generator=gen, requires_grad=True)
+    angle = torch.randn(1, 3, 4, dtype=torch.float64, generator=gen)
+    tables = [table.requires_grad_() for table in (angle.cos(), angle.sin())]
+    assert torch.autograd.gradcheck(lambda *a: mrope.rotate(*a, pairing="adjacent"), (x, *tables))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_float_positions_are_refused(dtype: torch.dtype) -> None:
+    inv_freq, _ = inverse_frequencies(8, base=1e4)
+    with pytest.raises(TypeError, match="positions: expected an integer dtype"):
+        mrope.tables(torch.zeros(3, 1, 2, dtype=dtype), inv_freq, mrope.lane_axes("chunked", [2, 1, 1]))
+
+
+def test_a_position_that_the_dtype_lacks_is_refused() -> None:
+    axes = mrope.lane_axes("chunked", [2, 1, 1])
+    narrow = inverse_frequencies(8, base=1e4, dtype=torch.bfloat16)[0]
+    mrope.tables(torch.full((3, 1, 1), 256), narrow, axes)
+    with pytest.raises(ValueError, match="not every position"):
+        mrope.tables(torch.full((3, 1, 1), 257), narrow, axes)
+
+
+# The text rotary module of each family: class, layout, sections as configured, pairing, and the rotated share.
+TEXT_MODULES = {
+    "qwen2_vl": ("Qwen2VLRotaryEmbedding", "chunked", [5, 6, 5], "half", 1.0),
+    "qwen2_5_vl": ("Qwen2_5_VLRotaryEmbedding", "chunked", [5, 6, 5], "half", 1.0),
+    "qwen2_5_omni": ("Qwen2_5OmniRotaryEmbedding", "chunked", [5, 6, 5], "half", 1.0),
+    "paddleocr_vl": ("PaddleOCRRotaryEmbedding", "chunked", [5, 6, 5], "half", 1.0),
+    "qwen3_vl": ("Qwen3VLTextRotaryEmbedding", "interleaved", [6, 5, 5], "half", 1.0),
+    "qwen3_vl_moe": ("Qwen3VLMoeTextRotaryEmbedding", "interleaved", [6, 5, 5], "half", 1.0),
+    "qwen3_omni_moe": ("Qwen3OmniMoeThinkerTextRotaryEmbedding", "interleaved", [8, 4, 4], "half", 1.0),
+    "cosmos3_edge": ("Cosmos3EdgeTextRotaryEmbedding", "interleaved", [8, 4, 4], "half", 1.0),
+    "qwen3_5": ("Qwen3_5TextRotaryEmbedding", "interleaved", [4, 2, 2], "half", 0.5),
+    "qwen3_5_moe": ("Qwen3_5MoeTextRotaryEmbedding", "interleaved", [4, 2, 2], "half", 0.5),
+    "qwen4_exp": ("Qwen4ExpTextRotaryEmbedding", "interleaved", [3, 3, 2], "half", 0.5),
+    "glm4v": ("Glm4vTextRotaryEmbedding", "chunked", [2, 3, 3], "adjacent", 0.5),
+    "glm_ocr": ("GlmOcrTextRotaryEmbedding", "chunked", [2, 3, 3], "adjacent", 0.5),
+    "glm4v_moe": ("Glm4vMoeTextRotaryEmbedding", "chunked", [2, 3, 3], "half", 0.5),
+    "glm_image": ("GlmImageTextRotaryEmbedding", "chunked", [2, 3, 3], "half", 0.5),
+    "ernie4_5_vl_moe": ("Ernie4_5_VLMoeTextRotaryEmbedding", "alternating", [5, 5, 6], "adjacent", 1.0),
+}
+HEAD_DIM = 32
+BASE = 500.0
+
+
+def rope_config(sections: list[int], share: float, **parameters: Any) -> SimpleNamespace:
+    rope = {"rope_type": "default", "rope_theta": BASE, "mrope_section": sections, "partial_rotary_factor": share}
+    return SimpleNamespace(
+        head_dim=HEAD_DIM, hidden_size=4 * HEAD_DIM, num_attention_heads=4, max_position_embeddings=4096,
+        rope_parameters=rope | parameters,
+    )  # fmt: skip
+
+
+def text_module(family: str) -> tuple[Any, Any]:
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    name, _, sections, _, share = TEXT_MODULES[family]
+    return module, getattr(module, name)(rope_config(sections, share))
+
+
+@pytest.mark.parametrize("family", sorted(TEXT_MODULES))
+def test_text_rotary_of_hugging_face(family: str) -> None:
+    _, layout, sections, pairing, share = TEXT_MODULES[family]
+    module, rotary = text_module(family)
+    where = random_positions(3, 2, 7, seed=5)
+    inv_freq, scaling = inverse_frequencies(int(HEAD_DIM * share), base=BASE)
+    axes = mrope.lane_axes(layout, sections)
+    gen = torch.Generator().manual_seed(6)
+    q, k = (torch.randn(2, heads, 7, HEAD_DIM, generator=gen) for heads in (3, 1))
+
+    cos, sin = rotary(q, where)
+    mine = mrope.expand_tables(*mrope.tables(where, inv_freq, axes, attention_scaling=scaling), pairing)
+    # Theirs are fp32 angles: eps of the frequency (its power is off by some ulps), of the product, and of the result.
+    limit = 8 * FP32 * float(where.max()) + FP32
+    for theirs, ours in zip((cos, sin), mine, strict=True):
+        assert float((theirs.double() - ours).abs().max()) <= limit
+
+    turned = module.apply_rotary_pos_emb(q, k, cos, sin)
+    truth = mrope.apply(q.double(), k.double(), where, inv_freq, axes, pairing=pairing)
+    for theirs, ours in zip(turned, truth, strict=True):
+        assert float((theirs.double() - ours).abs().max()) <= 2 * limit * float(q.abs().max() + k.abs().max())
+
+
+@pytest.mark.parametrize("family", sorted(TEXT_MODULES))
+def test_layouts_of_hugging_face_exactly(family: str) -> None:
+    """Feed their recomposition the axis number in place of the cosine: it has to put each number where we do."""
+    _, layout, sections, pairing, share = TEXT_MODULES[family]
+    _, rotary = text_module(family)
+    lanes = int(HEAD_DIM * share) // 2
+    axes_A1SL = torch.arange(3.0)[:, None, None, None].expand(3, 1, 1, lanes).clone()
+    mine, _ = mrope.expand_tables(*[mrope.lane_axes(layout, sections)[None, None]] * 2, pairing)
+    assert torch.equal(rotary.recomposition_frequencies(axes_A1SL), mine.float())
+
+
+def test_cohere_compass_and_neomme_layouts() -> None:
+    compass = importlib.import_module("transformers.models.cohere_compass.modeling_cohere_compass")
+    bare = compass.CohereCompassRotaryEmbedding.recomposition_frequencies
+    axes = torch.arange(3.0)[:, None, None, None].expand(3, 1, 1, 16).clone()
+    mine, _ = mrope.expand_tables(*[mrope.lane_axes("interleaved", [6, 5, 5])[None, None]] * 2, "half")
+    assert torch.equal(bare(SimpleNamespace(mrope_section={"full": [6, 5, 5]}), axes, "full"), mine.float())
+
+    neomme = importlib.import_module("transformers.models.neomme.modeling_neomme")
+    axes = torch.arange(2.0)[:, None, None, None].expand(2, 1, 1, 8).clone()
+    mine, _ = mrope.expand_tables(*[mrope.lane_axes("even_odd", [4, 4])[None, None]] * 2, "half")
+    assert torch.equal(neomme.NeoMMERotaryEmbedding.recomposition_frequencies(None, axes), mine.float())
+
+
+def test_hunyuan_of_transformers_splits_the_two_channels_of_a_lane_between_axes() -> None:
+    """A known defect of transformers 5.23.0, asserted so that its repair shows.
+
+    HunyuanOCR's own code repeats the list of sections, [16, 16, 16, 16] -> eight chunks, chunk i to axis i mod 4. The
+    port doubles each section instead, so channel i and channel i + R/2 of a lane get different angles: not a rotation.
+    """
+    module = importlib.import_module("transformers.models.hunyuan_vl.modeling_hunyuan_vl")
+    rotary = module.HunYuanVLRotaryEmbedding(rope_config([4, 4, 4, 4], 1.0))
+    axes = torch.arange(4.0)[:, None, None, None].expand(4, 1, 1, 16)
+    theirs = rotary.recomposition_frequencies(axes).flatten()
+    mine, _ = mrope.expand_tables(*[mrope.lane_axes("chunked", [4, 4, 4, 4])[None, None]] * 2, "half")
+    assert mine.flatten().tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert theirs.tolist() == [0] * 8 + [1] * 8 + [2] * 8 + [3] * 8, (
+        "repaired upstream: compare with ours like the rest"
+    )
+    x = torch.ones(1, 1, 1, HEAD_DIM)
+    cos, sin = rotary(x, torch.tensor([3, 5, 7, 1])[:, None, None])
+    turned, _ = module.apply_rotary_pos_emb(x, x, cos, sin)
+    assert abs(float(turned.norm() / x.norm()) - 1) > 0.01

@@ -1,20 +1,21 @@
 """Compile Triton kernels for NVIDIA chips that are not here, and read from the machine code what they would cost.
 
-`offline("sm_90")` stands in for the driver: inside it, launching a kernel compiles it for that chip and runs nothing, so the
-host code under inspection chooses its own tile sizes and its tensors' strides decide what the compiler may assume.
+`offline(90)` stands in for the driver of an sm_90 chip: inside it, launching a kernel compiles it and runs nothing, so
+the host code under inspection chooses its own tile sizes and its tensors' strides decide what the compiler may assume.
 That a kernel compiles without spills says nothing about its results; those are judged elsewhere.
 """
 
+# mypy: disable-error-code="import-untyped"
+# Triton ships neither stubs nor py.typed.
+
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class CompileReport:
     wide_stores: int
     """128-bit stores to global memory (STG.E.128)."""
     narrow_stores: int
+    late_loads: int
+    """Loads from global memory that stand after the first store to it, and may have to wait for it."""
     instructions: int
 
     @property
@@ -121,11 +124,13 @@ def inspect_cubin(name: str, arch: int, cubin: bytes) -> CompileReport:
     def count(pattern: str) -> int:
         return sum(re.match(pattern, opcode) is not None for opcode in opcodes)
 
+    first_store = next((at for at, opcode in enumerate(opcodes) if opcode.startswith("STG")), len(opcodes))
     wide_loads, wide_stores = count(r"LDG\.(\w+\.)*128"), count(r"STG\.(\w+\.)*128")
     return CompileReport(
         kernel=name, arch=arch, registers=resources["REG"], stack=resources["STACK"], shared=resources["SHARED"],
         spills=count(r"LDL|STL"), wide_loads=wide_loads, narrow_loads=count("LDG") - wide_loads,
         wide_stores=wide_stores, narrow_stores=count("STG") - wide_stores,
+        late_loads=sum(opcode.startswith("LDG") for opcode in opcodes[first_store:]),
         instructions=sum(opcode != "NOP" for opcode in opcodes),
     )  # fmt: skip
 
@@ -138,3 +143,23 @@ def _tool(name: str, *arguments: str) -> str:
     if not path.exists():
         raise OfflineError(f"Triton {triton.__version__} brings no {name}: {path} is missing")
     return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def table(reports: Mapping[str, CompileReport]) -> str:
+    """The reports as aligned text, one line each under the name that it goes by."""
+    heads = ("what", "chip", "regs", "stack", "spills", "shared", "LDG.128", "LDG", "STG.128", "STG", "late", "code")
+    rows = [heads] + [
+        (
+            name, f"sm_{r.arch}", f"{r.registers}", f"{r.stack}", f"{r.spills}", f"{r.shared}", f"{r.wide_loads}",
+            f"{r.narrow_loads}", f"{r.wide_stores}", f"{r.narrow_stores}", f"{r.late_loads}", f"{r.instructions}",
+        )
+        for name, r in reports.items()
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

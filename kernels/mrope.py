@@ -1,12 +1,12 @@
 """Fused multimodal rotary embedding: turns q and k in one launch, forward and backward, from tables or from positions.
 
-Letters in shapes: B batch, Hq and Hk heads, S sequence, D head dimension, R rotated dimensions, L = R / 2 lanes, A position
-axes (3 for time, height and width). A lane is one pair of dimensions that turn together by one angle: dimensions l and
+Letters in shapes: B batch, Hq and Hk heads, S sequence, D head dimension, R rotated dimensions, L = R / 2 lanes,
+A position axes (3 for time, height and width). A lane is one pair of dimensions that turn together by one angle: dimensions l and
 l + L with pairing "half" (Llama, Qwen), 2l and 2l + 1 with "adjacent" (GPT-J, GLM). Lane l of a token turns by
 positions[axes[l]] * inv_freq[l]; the map `axes` expresses every section layout, chunked, interleaved or other.
 
-All arithmetic is fp32 with one rounding at the end. Dimensions past R are copied bit for bit. Inputs may have any strides.
-Gradients flow to q and k only; the backward pass is the same kernel turning the other way, and may itself be
+All arithmetic is fp32 with one rounding at the end. Dimensions past R are copied bit for bit. Inputs may have any
+strides. Gradients flow to q and k only; the backward pass is the same kernel turning the other way, and may itself be
 differentiated. The readable form of all this is `assay.reference.mrope`.
 """
 
@@ -36,10 +36,10 @@ def rotate(
         a table per axis [A, B or 1, S, width] and `axes` [L], integers in 0..A-1: which axis' table each lane reads.
           `axes` is checked where it lies on the CPU; on a GPU that would wait for the device, so a wrong entry turns
           its lane into NaN instead. Per-axis tables are read with narrow loads; prefer merged ones (`tables`).
-    rotary_dim: R. width = R means that each lane stands twice in the table (as Hugging Face builds it: two equal halves
-        with pairing "half", neighbours with "adjacent"; the first copy is read), width = R / 2 that it stands once. None means
-        R = D and full width; every other combination must be said, since a width alone cannot tell a half table from
-        a full one for half the dimensions.
+    rotary_dim: R. width = R means that each lane stands twice in the table (as Hugging Face builds it: two equal
+        halves with pairing "half", neighbours with "adjacent"; the first copy is read), width = R / 2 that it stands
+        once. None means R = D and full width; every other combination must be said, since a width alone cannot tell
+        a half table from a full one for half the dimensions.
     inplace: change q and k themselves and return them. For autograd this costs one launch for each of them.
 
     Returns new tensors in the layout of q and k ([B, S, H, D] storage for transposed views of it, else [B, H, S, D]).
@@ -63,15 +63,16 @@ def rotate_from_positions(
     """Turn q and k by positions; cosines and sines are never stored, and backward keeps the positions alone.
 
     q, k, pairing, inplace, layouts, errors: as for `rotate`. R is twice the number of inverse frequencies.
-    positions: int32 or int64, [B or 1, S], or [A, B or 1, S] with `axes` [L] saying which axis each lane reads (None: A is 1).
+    positions: int32 or int64, [B or 1, S], or [A, B or 1, S] with `axes` [L] saying which axis each lane reads
+        (None: A is 1).
     inv_freq: fp32 [L], radians per position.
     attention_scaling: multiplies cosine and sine (YaRN and its kin).
     exact_product: add back what fp32 drops from position * inv_freq. At position 1,000,000 the fp32 product is wrong by
         up to 0.03 radians, which no later step can repair; the repair costs two instructions per lane and token,
         shared by all heads, so it is on by default. False gives the angle that eager fp32 code has.
 
-    With exact_product the cosine and sine are within 1.2e-7 of those of the exact angle for |position| <= 16,777,216 and
-    angles up to 4,194,304 quarter turns (6.5 million radians); beyond either bound the lane is NaN.
+    With exact_product the cosine and sine are within 1.2e-7 of those of the exact angle for |position| <= 16,777,216
+    and angles up to 4,194,304 quarter turns (6.5 million radians); beyond either bound the lane is NaN.
     """
     _check_heads(q, k, pairing)
     first = _check_positions(positions, inv_freq, axes)
@@ -226,6 +227,13 @@ def _check_writable(q: Tensor, k: Tensor) -> None:
                 "for inplace=True no leaf that requires grad",
                 "one; rotate a copy or use inplace=False",
             )
+        if x.requires_grad and _from_split(x):
+            _refuse(
+                ValueError,
+                name,
+                "for inplace=True no output of split, chunk or unbind",
+                "one; slice the tensor instead",
+            )
         if _overlaps_itself(x.shape, x.stride()):
             came = f"strides {x.stride()} for shape {list(x.shape)}"
             _refuse(ValueError, name, "for inplace=True a tensor whose elements do not share memory", came)
@@ -236,6 +244,14 @@ def _check_writable(q: Tensor, k: Tensor) -> None:
             "for inplace=True memory apart from that of q",
             "tensors that overlap or cannot be told apart",
         )
+
+
+def _from_split(x: Tensor) -> bool:
+    """Whether autograd will refuse to have x changed, as one of several views that one call returned."""
+    if torch.compiler.is_compiling():
+        return False
+    meta = torch._C._autograd
+    return x._is_view() and meta._get_creation_meta(x) != meta.CreationMeta.DEFAULT
 
 
 def _overlaps_itself(shape: torch.Size, strides: tuple[int, ...]) -> bool:

@@ -36,8 +36,8 @@ def _require_runnable(x: Tensor) -> None:
 
 @torch.library.custom_op("assay::mrope_rotate", mutates_args=())
 def rotate_op(
-    q: Tensor, k: Tensor, first: Tensor, second: Tensor, axes: Tensor | None, half: int, adjacent: bool, conjugate: bool,
-    from_positions: bool, exact: bool, scaling: float, q_token_major: bool, k_token_major: bool,
+    q: Tensor, k: Tensor, first: Tensor, second: Tensor, axes: Tensor | None, half: int, adjacent: bool,
+    conjugate: bool, from_positions: bool, exact: bool, scaling: float, q_token_major: bool, k_token_major: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Rotated copies of q [B, Hq, S, D] and k [B, Hk, S, D] in the asked-for layouts; `conjugate` turns backwards."""
     _require_runnable(q)
@@ -51,8 +51,8 @@ def rotate_op(
 
 @rotate_op.register_fake
 def _(
-    q: Tensor, k: Tensor, first: Tensor, second: Tensor, axes: Tensor | None, half: int, adjacent: bool, conjugate: bool,
-    from_positions: bool, exact: bool, scaling: float, q_token_major: bool, k_token_major: bool,
+    q: Tensor, k: Tensor, first: Tensor, second: Tensor, axes: Tensor | None, half: int, adjacent: bool,
+    conjugate: bool, from_positions: bool, exact: bool, scaling: float, q_token_major: bool, k_token_major: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _fresh(q, q_token_major), _fresh(k, k_token_major)
 

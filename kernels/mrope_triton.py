@@ -23,7 +23,7 @@ from torch import Tensor
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 """Whether the kernels below were decorated for Triton's CPU interpreter."""
 
-# pi / 2 in three fp32 pieces, largest first; turns * HIGH is exact inside an FMA, and so is what it leaves of the angle.
+# pi / 2 in three fp32 pieces; turns * HIGH is exact inside an FMA, and so is what it leaves of the angle.
 _PI_2_HIGH = tl.constexpr(1.5707963705062866)
 _PI_2_MIDDLE = tl.constexpr(-4.371138828673793e-08)
 _PI_2_LOW = tl.constexpr(-1.7151245100058819e-15)
@@ -281,12 +281,13 @@ def tiles(heads_q: int, heads_k: int, half: int, tail: int, itemsize: int) -> Ti
     lanes = triton.next_power_of_2(half)
     tail_a = 1 << (tail.bit_length() - 1) if tail else 0
     tail_b = triton.next_power_of_2(tail - tail_a) if tail > tail_a else 0
-    threads_per_token = chunk * max(1, lanes * itemsize // 16)
-    block_t = max(1, _WARPS * 32 // threads_per_token)
-    chunk_bytes = block_t * chunk * (2 * lanes + tail_a + tail_b) * itemsize
-    chunks = (heads_q + heads_k) // chunk
-    groups = max(1, math.ceil(chunks * chunk_bytes / (_WARPS * 32 * 4 * _MOST_REGISTERS)))
-    count_q, count_k = (math.ceil(heads / chunk / groups) for heads in (heads_q, heads_k))
+    lane_threads = chunk * max(1, lanes * itemsize // 16)
+    block_t = max(1, _WARPS * 32 // lane_threads)
+    chunk_registers = block_t * chunk * (2 * lanes + tail_a + tail_b) * itemsize / (_WARPS * 32 * 4)
+    count_q, count_k, groups = heads_q // chunk, heads_k // chunk, 1
+    while (count_q + count_k) * chunk_registers > _MOST_REGISTERS and max(count_q, count_k) > 1:
+        groups += 1
+        count_q, count_k = (math.ceil(heads / chunk / groups) for heads in (heads_q, heads_k))
     return Tiles(
         LANES=lanes, TAIL_A=tail_a, TAIL_B=tail_b, BLOCK_T=block_t, CHUNK=chunk, COUNT_Q=count_q, COUNT_K=count_k,
         RAGGED=groups > 1, groups=groups, warps=_WARPS,
@@ -294,7 +295,7 @@ def tiles(heads_q: int, heads_k: int, half: int, tail: int, itemsize: int) -> Ti
 
 
 def _lane_stride(table: Tensor, half: int, *, adjacent: bool) -> int:
-    """Elements between neighbouring lanes; a full-width table holds each lane twice, next to itself or R / 2 further."""
+    """Elements between neighbouring lanes; a full-width table holds each lane twice, side by side or L apart."""
     doubled = table.shape[-1] == 2 * half and adjacent
     return table.stride(-1) * (2 if doubled else 1)
 
@@ -318,8 +319,8 @@ def _batch_folds(x: Tensor, batch_dim: int, token_dim: int) -> bool:
 
 
 def launch_rotate(
-    q: Tensor, k: Tensor, q_out: Tensor, k_out: Tensor, tables: tuple[Tensor, Tensor], axes: Tensor | None, *, half: int,
-    adjacent: bool, conjugate: bool, from_positions: bool, exact: bool = True, scaling: float = 1.0,
+    q: Tensor, k: Tensor, q_out: Tensor, k_out: Tensor, tables: tuple[Tensor, Tensor], axes: Tensor | None, *,
+    half: int, adjacent: bool, conjugate: bool, from_positions: bool, exact: bool = True, scaling: float = 1.0,
 ) -> None:  # fmt: skip
     """Rotate q [B, Hq, S, D] and k [B, Hk, S, D] into q_out and k_out (the same tensors: in place), any strides.
 

@@ -12,9 +12,6 @@ from assay.audits.terms import Check, Finding, Report, Verdict
 TOLERANCE = 0.10
 """The part by which a measured number may grow before it counts as worse."""
 
-EXIT = {Verdict.PASS: 0, Verdict.WAIVED: 0, Verdict.UNKNOWN: 3, Verdict.FAIL: 1}
-"""Exit status by verdict."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Worse:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from assay.audits.terms import Waiver
+from assay.audits.usage import BadUsage
 from assay.audits.waive import LONGEST, version_range
 
 _FIELDS = tuple(field.name for field in fields(Waiver))
 _REQUIRED = ("rule", "candidate", "reason", "issue", "until")
 
 
-class WaiverError(ValueError):
+class WaiverError(BadUsage):
     """A waiver file that cannot be used: one line for each thing that is wrong."""
 
 

@@ -25,10 +25,15 @@ def commands(report: Report) -> str:
 
 
 def summarise(report: Report, environ: Mapping[str, str]) -> None:
-    """Append the Markdown report to the file that ``GITHUB_STEP_SUMMARY`` names, where it names one."""
+    """Append the report as Markdown to the step summary."""
+    append(markdown.render(report), environ)
+
+
+def append(text: str, environ: Mapping[str, str]) -> None:
+    """Append Markdown to the file that ``GITHUB_STEP_SUMMARY`` names, where it names one."""
     if path := environ.get("GITHUB_STEP_SUMMARY"):
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(summary(markdown.render(report)))
+            file.write(summary(text))
 
 
 def summary(text: str) -> str:

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from assay.audits.render import tables
 from assay.audits.terms import Check, Finding, Report, Verdict
+from assay.audits.usage import BadUsage
 
 VerdictName = Literal["PASS", "WAIVED", "UNKNOWN", "FAIL"]
 
 
-class ReportError(ValueError):
+class ReportError(BadUsage):
     """A report file that cannot be read; the message names the file and the place in it."""
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +38,15 @@ def show(report: Report, console: Console) -> None:
         console.print(_silence(check))
     for line in _inapplicable(report):
         console.print(line)
-    console.print(_conclusion(report))
+    conclude(report, console)
+
+
+def conclude(report: Report, console: Console) -> None:
+    """Print the last line: the verdict and the counts."""
+    empty = "; nothing was audited" if not report.checks else ""
+    scope = " (filtered run)" if report.filtered else ""
+    line = Text.assemble("\n", _verdict(report.verdict), f"  {tables.counts_line(report)}{empty}{scope}")
+    console.print(line, soft_wrap=True)
 
 
 def findings(report: Report, *, width: int = 100) -> str:
@@ -124,10 +131,3 @@ def _inapplicable(report: Report) -> Iterator[Text]:
     for (rule, reason), candidates in sorted(by.items()):
         among = f"  ({candidates} candidates)" if candidates > 1 else ""
         yield Text.assemble("  ", rule, (f"  {reason}{among}", "dim"))
-
-
-def _conclusion(report: Report) -> RenderableType:
-    scope = " (filtered run)" if report.filtered else ""
-    empty = "; nothing was audited" if not report.checks else ""
-    line = Text.assemble(_verdict(report.verdict), f"  {tables.counts_line(report)}{empty}{scope}")
-    return Group(Text(), Rule(style="dim", characters="-"), line)

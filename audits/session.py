@@ -1,0 +1,166 @@
+"""One run of audits: from what was asked to a report with its waivers, and the files it is written to."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import assay
+from assay.audits import cases, manual, registry, waive, waivers
+from assay.audits.choose import Request, UsageError, plan
+from assay.audits.render import html, junit, markdown, sarif, schema
+from assay.audits.run import Options, audit, merge
+from assay.audits.subject import Server
+from assay.audits.terms import Candidate, Operation, Report, Waiver
+from assay.audits.usage import BadUsage
+
+Work = tuple[Operation, Candidate, Options]
+WAIVERS = Path("waivers.toml")
+"""Where waivers are looked for when nothing else is said."""
+
+
+Progress = Callable[[int, int, str], None]
+"""Is told how many candidates are finished, of how many, and what is in hand."""
+
+
+def _quiet(_done: int, _total: int, _text: str) -> None:
+    pass
+
+
+def conduct(request: Request, options: Options, progress: Progress = _quiet) -> Report:
+    """Audit everything that was asked for and merge it into one report. BadUsage names the option and what is possible."""
+    work = planned(request, options)
+    reports = []
+    with ExitStack() as stack:
+        server = None
+        if any(not candidate.trusted for _, candidate, _ in work):
+            server = Server()
+            stack.callback(server.close)
+        for done, (operation, candidate, fitted) in enumerate(work):
+            told = _told(progress, done, len(work))
+            told(f"{operation.name} {candidate.name}")
+            reports.append(audit(operation, candidate, fitted, server=server, progress=told))
+    report = merge(reports)
+    narrowed = bool(request.targets or request.candidate or request.families or request.patch)
+    return replace(report, request=_asked(request, options), filtered=report.filtered or narrowed)
+
+
+def _told(progress: Progress, done: int, total: int) -> Callable[[str], None]:
+    return lambda text: progress(done, total, text)
+
+
+def planned(request: Request, options: Options) -> list[Work]:
+    """The audits to make, each with the options that mean something to its operation."""
+    try:
+        pairs = plan(request)
+    except (UsageError, registry.Unknown) as error:
+        message = str(error)
+        raise BadUsage(message) from error
+    operations = {operation.name: operation for operation, _ in pairs}
+    fits = {name: _fit(operation, options) for name, operation in operations.items()}
+    _refuse_unused(operations, fits, options)
+    return [(operation, candidate, fit) for operation, candidate in pairs if (fit := fits[operation.name])]
+
+
+def _fit(operation: Operation, options: Options) -> Options | None:
+    """The options that this operation knows; None when a filter leaves nothing of it."""
+    known = {name for law in registry.laws(operation.name) for name in (law.name, f"{operation.name}.{law.name}")}
+    fit = replace(
+        options,
+        laws=tuple(name for name in options.laws if name in known),
+        cases=tuple(name for name in options.cases if not _complaint(operation, name)),
+        dtypes=tuple(name for name in options.dtypes if name in operation.dtypes),
+    )
+    pairs = ((options.laws, fit.laws), (options.cases, fit.cases), (options.dtypes, fit.dtypes))
+    return None if any(asked and not left for asked, left in pairs) else fit
+
+
+def _complaint(operation: Operation, case: str) -> str:
+    try:
+        cases.parse(operation, case)
+    except cases.BadCase as error:
+        return str(error)
+    return ""
+
+
+def _refuse_unused(operations: Mapping[str, Operation], fits: Mapping[str, Options | None], options: Options) -> None:
+    """BadUsage for a law, case or dtype that no chosen operation knows."""
+    if not operations or (not (options.laws or options.cases or options.dtypes)):
+        return
+    among = ", ".join(operations)
+    for name in options.laws:
+        laws = {f"{op}.{law.name}" for op in operations for law in registry.laws(op)}
+        if not any(name in (rule, rule.rpartition(".")[2]) for rule in laws):
+            message = f"--law: no law {name!r} of {among}; there are: {', '.join(sorted(laws))}"
+            raise BadUsage(message)
+    for name in options.cases:
+        complaints = [_complaint(operation, name) for operation in operations.values()]
+        if all(complaints):
+            message = "--case: " + "\n".join(complaints)
+            raise BadUsage(message)
+    for name in options.dtypes:
+        dtypes = sorted({dtype for operation in operations.values() for dtype in operation.dtypes})
+        if name not in dtypes:
+            message = f"--dtype: {name!r} is no dtype of {among}; there are: {', '.join(dtypes) or 'none'}"
+            raise BadUsage(message)
+    if not any(fits.values()):
+        message = f"--law, --case and --dtype together leave nothing of {among}"
+        raise BadUsage(message)
+
+
+def _asked(request: Request, options: Options) -> Mapping[str, Any]:
+    """What was asked, as plain JSON; what was left out is left out."""
+    asked = {**asdict(request), **asdict(options)}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asked.items()}
+    return {key: value for key, value in sorted(plain.items()) if value not in (None, [], "")}
+
+
+def today() -> dt.date:
+    """The date that decides whether a waiver holds."""
+    return dt.datetime.now(dt.UTC).date()
+
+
+def excuses(path: Path | None) -> tuple[Waiver, ...]:
+    """The waivers of a file: of ``waivers.toml`` here, if there is one, when none is named."""
+    if path is None:
+        return waivers.load(WAIVERS, today()) if WAIVERS.is_file() else ()
+    return waivers.load(path, today())
+
+
+def excused(report: Report, accepted: tuple[Waiver, ...]) -> Report:
+    """The report after its waivers, as of today."""
+    return waive.apply(report, accepted, today())
+
+
+def check_outputs(paths: Mapping[str, Path]) -> None:
+    """BadUsage, before any work is done, for an output whose folder does not exist."""
+    for name, path in paths.items():
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            message = f"--{name}: cannot write {path}: it is a folder, or its folder does not exist"
+            raise BadUsage(message)
+
+
+def write(report: Report, paths: Mapping[str, Path]) -> None:
+    """Write the report to each path in its format: ``json``, ``junit``, ``sarif``, ``markdown`` or ``html``."""
+    for name, text in _rendered(report, paths):
+        try:
+            paths[name].write_text(text, encoding="utf-8")
+        except OSError as error:
+            message = f"--{name}: cannot write {paths[name]}: {error.strerror}"
+            raise BadUsage(message) from error
+
+
+def _rendered(report: Report, paths: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    pages = manual.pages(report) if {"sarif", "html"} & set(paths) else {}
+    formats: dict[str, Callable[[], str]] = {
+        "json": lambda: schema.dump(report),
+        "junit": lambda: junit.render(report),
+        "sarif": lambda: sarif.render(report, pages, assay.__version__),
+        "markdown": lambda: markdown.render(report),
+        "html": lambda: html.render(report, pages),
+    }
+    yield from ((name, formats[name]()) for name in paths)

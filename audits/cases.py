@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from assay.audits.terms import Operation
@@ -13,12 +14,15 @@ class BadCase(ValueError):
     """A case that the operation does not know or cannot be built from."""
 
 
-def text(operation: Operation, params: Any) -> str:
-    """A case's name if it has one, else the fields that differ from their defaults, as JSON."""
+def text(operation: Operation, params: Any, scope: Mapping[str, Any]) -> str:
+    """A case's name if it has one, else the fields that differ from their defaults, as JSON.
+
+    ``scope`` is what the candidate fixes; it need not be said.
+    """
     for name, known in operation.cases.items():
-        if known == params:
+        if dataclasses.replace(known, **scope) == params:
             return name
-    default = operation.params()
+    default = operation.params(**scope)
     fields = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
     return json.dumps({k: v for k, v in fields.items() if v != getattr(default, k)}, separators=(",", ":"))
 

@@ -34,7 +34,7 @@ def observe(
     grads: Outputs = {}
     raised = None
     try:
-        values, grads = _run(implementation, inputs, upstream, differentiable)
+        values, grads = evaluate(implementation, inputs, upstream, differentiable)
     except KeyboardInterrupt:
         raise
     except SystemExit as error:
@@ -45,15 +45,17 @@ def observe(
         kind = "memory" if "can't allocate memory" in str(error) else type(error).__name__
         raised = Raised(kind, str(error)[:MAX_TEXT], traceback.format_exc()[-MAX_TEXT:])
     notes = tuple(f"mutates:{name}" for name, tensor in tensors(inputs) if not same_bits(tensor, before[name]))
-    changed = {key for key, value in process_state().items() if state[key] != value}
-    notes += tuple(f"state:{key}" for key in sorted(changed))
-    restore(state)
+    changed = sorted(key for key, value in process_state().items() if state[key] != value)
+    if changed:
+        restore(state)
+    notes += tuple(f"state:{key}" for key in changed)
     return Outcome(values=values, grads=grads, raised=raised, notes=notes)
 
 
-def _run(
+def evaluate(
     implementation: Implementation, inputs: Any, upstream: Outputs | None, differentiable: tuple[str, ...]
 ) -> tuple[Outputs, Outputs]:
+    """Outputs and gradients of one call, unguarded: what it raises passes through."""
     if upstream is None:
         with torch.no_grad():
             return _tensors_only(implementation(inputs)), {}
@@ -123,7 +125,7 @@ def process_state() -> dict[str, Any]:
         "rng_seed": torch.initial_seed(),
         "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
         "working_directory": os.getcwd(),
-        "environment": tuple(sorted(os.environ.items())),
+        "environment": dict(os.environ),
     }
 
 
@@ -141,7 +143,6 @@ def restore(state: Mapping[str, Any]) -> None:
         torch.manual_seed(state["rng_seed"])
     if os.getcwd() != state["working_directory"]:
         os.chdir(state["working_directory"])
-    environment = dict(state["environment"])
-    if environment != dict(os.environ):
+    if state["environment"] != os.environ:
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(state["environment"])

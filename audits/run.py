@@ -81,6 +81,8 @@ def audit(
         tally.broke.append(_machine("device", operation, candidate, "no CUDA device is available", options))
         return _report(tally, laws)
     own = Server() if server is None and not candidate.trusted else None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         judged = subject(candidate, operation.differentiable, server or own, options.time_limit, operation.level)
         for dtype in options.dtypes or operation.dtypes:
@@ -89,6 +91,7 @@ def audit(
         if isinstance(judged, Foreign):
             judged.close()
     finally:
+        torch.set_num_threads(threads)
         if own:
             own.close()
     return _report(tally, laws)
@@ -108,7 +111,7 @@ def _laws(operation: Operation, options: Options) -> tuple[Law, ...]:
 def _judge(tally: _Tally, judged: InProcess | Foreign, laws: tuple[Law, ...], dtype: str) -> None:
     operation, options = tally.operation, tally.options
     chosen = [cases.parse(operation, name) for name in options.cases] or list(operation.cases.values())
-    for params in chosen:
+    for params in (replace(case, **tally.candidate.scope) for case in chosen):
         for law, broken in _exercise(tally, judged, laws, params, dtype):
             tally.broke.extend(replace(item, rule=item.rule or law.name) for item in broken)
         if tally.gone:
@@ -129,9 +132,10 @@ def _hunt(tally: _Tally, judged: InProcess | Foreign, laws: tuple[Law, ...], dty
     best: dict[str, list[Broke]] = {}
 
     def breaks(params: Any) -> bool:
+        scoped = replace(params, **tally.candidate.scope)
         found = [
             replace(item, rule=item.rule or law.name)
-            for law, broken in _exercise(tally, judged, open_laws, params, dtype)
+            for law, broken in _exercise(tally, judged, open_laws, scoped, dtype)
             for item in broken
         ]
         fresh = [item for item in found if item.rule not in known]
@@ -148,12 +152,14 @@ def _exercise(
 ) -> Iterable[tuple[Law, list[Broke]]]:
     """Put one case to each law. Stops when the candidate no longer answers."""
     operation = tally.operation
-    inputs = operation.build(params, getattr(torch, dtype), torch.device(tally.options.device))
-    reason = _refused_by_form(tally, inputs)
-    trial = Trial(
-        operation=operation, params=params, inputs=inputs, dtype=getattr(torch, dtype), subject=judged,
-        seed=tally.options.seed,
-    )  # fmt: skip
+    reason = operation.supports(params)
+    if reason is None:
+        inputs = operation.build(params, getattr(torch, dtype), torch.device(tally.options.device))
+        reason = _refused_by_form(tally, inputs)
+        trial = Trial(
+            operation=operation, params=params, inputs=inputs, dtype=getattr(torch, dtype), subject=judged,
+            seed=tally.options.seed,
+        )  # fmt: skip
     for law in laws:
         if tally.gone:
             return
@@ -175,7 +181,7 @@ def _form(tally: _Tally) -> Form | None:
 
 
 def _put(tally: _Tally, law: Law, trial: Trial, dtype: str) -> Iterable[Broke]:
-    case = cases.text(tally.operation, trial.params)
+    case = cases.text(tally.operation, trial.params, tally.candidate.scope)
     rule = ""
     try:
         evidence = list(law.check(trial))

@@ -106,7 +106,8 @@ class Operation:
     """One auditable computation with one typed signature.
 
     ``params`` is the frozen, JSON-able record that describes a case; ``build`` makes the inputs record from it for a
-    dtype and device, from its own generator. ``differentiable`` names the inputs that receive gradients.
+    dtype and device, from its own generator; ``supports`` says why a case lies outside the operation's domain, or
+    returns None. ``differentiable`` names the inputs that receive gradients.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Operation:
     strategy: Callable[[], SearchStrategy[Any]] | None
     differentiable: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
+    supports: Callable[[Any], str | None] = lambda _params: None
     level: Level = "function"
 
     @property
@@ -144,7 +146,8 @@ class Candidate:
     """An implementation under audit.
 
     ``target`` is what a worker resolves to an :data:`Implementation`: a JSON-able mapping with a ``kind``
-    (``import``, ``builtin``, ``fault``, ``family``) and its fields. ``trusted`` candidates (ours) run in this process.
+    (``import``, ``fault``, ``factory``) and its fields. ``scope`` are case parameters that this candidate fixes (the
+    rule of its family, its layout). ``trusted`` candidates (ours) run in this process.
     """
 
     operation: str
@@ -153,6 +156,7 @@ class Candidate:
     form: str = ""
     origin: str = ""
     version: str = ""
+    scope: Mapping[str, Any] = field(default_factory=dict)
     trusted: bool = False
 
 

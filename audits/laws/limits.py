@@ -10,7 +10,7 @@ row's root mean square; worst is compared with worst, never element with element
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,15 +74,18 @@ def floor(truths: Sequence[Tensor], reach: Tensor, dtype: torch.dtype) -> Tensor
     return ULPS * accumulation_eps(dtype) + relative(stored, reach).nan_to_num(posinf=0.0)
 
 
-def excess(where: str, error: Tensor, allowed: Tensor, eager: Sequence[Tensor], message: str) -> Evidence | None:
+def excess(
+    where: str, error: Tensor, allowed: Tensor, eager: Callable[[], Iterable[Tensor]], message: str
+) -> Evidence | None:
     """Evidence when a relative error exceeds its limit by any of the three norms, else None.
 
-    ``eager`` holds the ordinary form's relative errors, on one or more draws of the same case; the worst finite draw
-    counts. ``allowed`` is the floor of :func:`floor`.
+    ``allowed`` is the floor of :func:`floor`. ``eager`` gives the ordinary form's relative errors, on one or more
+    draws of the same case, of which the worst finite one counts; it is asked only where the floor does not suffice.
     """
-    least = norms(allowed.expand_as(error))
-    ordinary = [norms(item) for item in eager if bool(torch.isfinite(item).all())]
-    got = norms(error)
+    least, got = norms(allowed.expand_as(error)), norms(error)
+    if got.worst <= least.worst and got.rms <= least.rms and got.row <= least.row:
+        return None
+    ordinary = [norms(item) for item in eager() if bool(torch.isfinite(item).all())]
     for name, label in (("worst", "largest error"), ("rms", "RMS error"), ("row", "RMS error of the worst row")):
         usual = max((getattr(item, name) for item in ordinary), default=0.0)
         limit = max(FACTOR * usual, getattr(least, name))

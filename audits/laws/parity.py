@@ -85,8 +85,11 @@ def exactly(where: str, got: Tensor, truth: Tensor, message: str = "differs from
 def _numerically(trial: Trial, where: str, got: Tensor, truth: Tensor) -> Iterator[Evidence]:
     expect = trial.operation.expect
     assert isinstance(expect, Numeric)
-    ordinary = [_relative_error(trial, where, truth, trial.inputs)]
-    ordinary += [_relative_error(trial, where, None, other) for other in expect.draws(trial.inputs)]
+
+    def ordinary() -> Iterator[Tensor]:
+        yield _relative_error(trial, where, truth, trial.inputs)
+        yield from (_relative_error(trial, where, None, other) for other in expect.draws(trial.inputs))
+
     reach = _reach(trial, trial.inputs, where)
     found = excess(
         where, relative(difference(got, truth), reach), floor([truth], reach, trial.dtype), ordinary,

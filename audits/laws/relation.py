@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,14 +50,18 @@ def holds(trial: Trial, relate: Callable[[Run, Any], Iterable[Pair]]) -> Iterato
     """
     expect = trial.operation.expect
     assert isinstance(expect, Numeric)
-    eager = [list(relate(Run(trial.eager), trial.inputs))]
-    eager += [list(relate(Run(trial.eager), other)) for other in expect.draws(trial.inputs)]
+
+    @functools.cache
+    def ordinary() -> list[list[Pair]]:
+        drawn = [trial.inputs, *expect.draws(trial.inputs)]
+        return [list(relate(Run(trial.eager), inputs)) for inputs in drawn]
+
     truth = list(relate(Run(trial.oracle), trial.inputs))
     for position, pair in enumerate(relate(Run(trial.call), trial.inputs)):
         exact = truth[position]
         allowed = floor([exact.left, exact.right], pair.reach.double(), trial.dtype)
-        ordinary = [_error(pairs[position]) for pairs in eager]
-        found = excess(pair.where, _error(pair), allowed, ordinary, pair.message)
+        errors = functools.partial(_errors_at, ordinary, position)
+        found = excess(pair.where, _error(pair), allowed, errors, pair.message)
         if found:
             yield found
 
@@ -65,6 +70,10 @@ def same_bits(pairs: Iterable[Pair]) -> Iterator[Evidence]:
     """Evidence where two tensors that must be equal in every bit are not."""
     for pair in pairs:
         yield from exactly(pair.where, pair.left, pair.right, pair.message)
+
+
+def _errors_at(ordinary: Callable[[], list[list[Pair]]], position: int) -> list[Tensor]:
+    return [_error(pairs[position]) for pairs in ordinary()]
 
 
 def _error(pair: Pair) -> Tensor:

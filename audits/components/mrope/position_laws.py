@@ -1,0 +1,359 @@
+"""The laws of position ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.audits.components.mrope import positions as op
+from assay.audits.components.mrope.positions import NAME, Case, Inputs
+from assay.audits.families import samples
+from assay.audits.laws.parity import exactly
+from assay.audits.laws.trial import Trial
+from assay.audits.terms import Evidence, Law, Operation
+
+
+def resumes(trial: Trial) -> Iterator[Evidence]:
+    """Text after a visual block starts at one plus the largest id of all that came before, on every axis.
+
+    Why: text that resumes lower shares ids with the frames or rows of the block before it, and the model can no
+    longer tell before from after. A long video has more frames than its frames are wide.
+
+    Example: resuming at start + max(height, width) after a video whose time axis went further.
+    """
+    ids = trial.outcome.values["positions"]
+    for sample, row in _rows(trial.inputs):
+        own = ids[:, sample, row]
+        kinds = trial.inputs.token_types[sample, row]
+        top = own.amax(0).cummax(0).values
+        for token in range(1, own.shape[1]):
+            if kinds[token] == 0 and bool((own[:, token] != top[token - 1] + 1).any()):
+                yield Evidence(
+                    where="positions", measured=f"{own[:, token].tolist()}", limit=f"{int(top[token - 1]) + 1}",
+                    message=f"text token {token} of sample {sample} does not continue after all before it",
+                    index=(0, sample, int(row.nonzero()[token])),
+                )  # fmt: skip
+                return
+
+
+def continues(trial: Trial) -> Iterator[Evidence]:
+    """Decoding continues where one more text token would have stood.
+
+    Why: with a wrong delta every generated token is at another distance from its prompt than in training.
+
+    Example: a delta that counts padding for a model that does not.
+    """
+    longer = tuple(f"{sample} t1" for sample in trial.params.samples)
+    inputs = _rebuilt(trial, samples=longer)
+    ids = trial.run(inputs)["positions"]
+    last = torch.stack([ids[:, sample, row][:, -1].amax() for sample, row in _rows(inputs)])
+    yield from exactly("next", trial.outcome.values["next"], last, "decoding continues elsewhere than a longer prompt")
+
+
+def padding(trial: Trial) -> Iterator[Evidence]:
+    """The padding side changes no id of a real token.
+
+    Why: training pads right, generation pads left; a model must see the same positions in both.
+
+    Example: ids counted from the start of the padded row.
+    """
+    other = "left" if trial.params.padding == "right" else "right"
+    yield from _same_rows(trial, trial.run(_rebuilt(trial, padding=other)), _rebuilt(trial, padding=other))
+
+
+def neighbours(trial: Trial) -> Iterator[Evidence]:
+    """A sample has the same ids alone as in a batch.
+
+    Why: grids are handed over as one list for the whole batch; a reader that loses count gives a sample the grid of
+    another.
+
+    Example: an image index that restarts with every sample.
+    """
+    ids = trial.outcome.values["positions"]
+    for sample, row in _rows(trial.inputs):
+        inputs = _rebuilt(trial, samples=(trial.params.samples[sample],), seed=trial.params.seed + sample)
+        alone = trial.run(inputs)["positions"][:, 0, inputs.attention_mask[0].bool()]
+        yield from exactly("positions", ids[:, sample, row], alone, f"sample {sample} differs from itself alone")
+
+
+def order(trial: Trial) -> Iterator[Evidence]:
+    """Permuting the samples of a batch permutes their ids.
+
+    Why: what a sample is trained on must not depend on its place in the batch.
+
+    Example: the first sample's video intervals used for all.
+    """
+    inputs = _rebuilt(trial, samples=trial.params.samples[::-1])
+    ids, turned = trial.outcome.values["positions"], trial.run(inputs)["positions"]
+    for sample, row in _rows(trial.inputs):
+        mate = len(trial.params.samples) - 1 - sample
+        back = turned[:, mate, inputs.attention_mask[mate].bool()]
+        yield from exactly("positions", ids[:, sample, row], back, f"sample {sample} depends on its place in the batch")
+
+
+def prefix(trial: Trial) -> Iterator[Evidence]:
+    """What comes later changes no earlier id: dropping the last segment leaves the rest as it was.
+
+    Why: position ids are causal. An id that depends on a later image cannot be had when decoding.
+
+    Example: all text numbered first, images afterwards.
+    """
+    cut = tuple(_without_last(sample) for sample in trial.params.samples)
+    inputs = _rebuilt(trial, samples=cut)
+    if inputs.input_ids.shape[1] == 0:
+        return
+    ids, short = trial.outcome.values["positions"], trial.run(inputs)["positions"]
+    for sample, row in _rows(trial.inputs):
+        kept = inputs.attention_mask[sample].bool()
+        length = int(kept.sum())
+        yield from exactly(
+            "positions", ids[:, sample, row][:, :length], short[:, sample, kept],
+            f"sample {sample}: a later segment changed an earlier id",
+        )  # fmt: skip
+
+
+def text_only(trial: Trial) -> Iterator[Evidence]:
+    """Text alone is numbered 0, 1, 2, ... on every axis.
+
+    Why: the language model below was trained so.
+
+    Example: text that advances only one axis.
+    """
+    ids = trial.outcome.values["positions"]
+    for sample, row in _rows(trial.inputs):
+        count = int(row.sum())
+        plain = torch.arange(count).expand(len(ids), -1)
+        if not bool(trial.inputs.token_types[sample].any()):
+            yield from exactly("positions", ids[:, sample, row], plain.to(ids), f"text sample {sample} is not 0, 1, 2")
+
+
+def blocks(trial: Trial) -> Iterator[Evidence]:
+    """Within an image the time axis stands still, and height and width count its rows and columns.
+
+    Why: this is all that a language model knows of where something is in an image. With equal rows on all axes an
+    image is a strip.
+
+    Example: packed samples that were given one-dimensional ids, repeated on three axes.
+    """
+    ids = trial.outcome.values["positions"]
+    merge = trial.inputs.spatial_merge
+    grids = iter(trial.inputs.image_grids.tolist())
+    for sample, tokens in _image_runs(trial):
+        start = 0
+        while start < len(tokens):
+            _, height, width = next(grids)
+            rows, columns = height // merge, width // merge
+            block = ids[:3, sample, tokens[start : start + rows * columns]]
+            offset = block - block[:, :1]
+            expected = torch.stack(torch.meshgrid(torch.arange(1), torch.arange(rows), torch.arange(columns), indexing="ij"))
+            yield from exactly(
+                "positions", offset, expected.reshape(3, -1).to(offset), f"an image of {rows} x {columns} tokens of sample {sample}"
+            )
+            start += rows * columns
+
+
+def duration(trial: Trial) -> Iterator[Evidence]:
+    """From the first to the last frame the time axis covers the clip's duration, at the rule's ids per second.
+
+    Why: with times in absolute seconds a model can say when something happened; at any other rate every answer is
+    off by a factor.
+
+    Example: an interval taken from the requested frame rate although frames were dropped.
+    """
+    ids = trial.outcome.values["positions"]
+    rate = trial.inputs.ids_per_second
+    for video, (sample, tokens) in enumerate(_video_runs(trial)):
+        frames = int(trial.inputs.video_grids[video][0])
+        seconds = float(trial.inputs.seconds_per_grid[video]) * (frames - 1)
+        time = ids[0, sample, tokens]
+        span = float(time.max() - time.min())
+        if not (span <= seconds * rate + 1e-3 and span > seconds * rate - 1):
+            yield Evidence(
+                where="positions", measured=span, limit=math.floor(seconds * rate + 1e-3),
+                message=f"video {video} spans {seconds:.3g} s at {rate:g} ids per second",
+                index=(0, sample, int(tokens[-1])),
+            )  # fmt: skip
+
+
+def frame_order(trial: Trial) -> Iterator[Evidence]:
+    """Frames come in order on the time axis: never back, and apart where the rule sets them apart.
+
+    Why: frames that share a time have no order, and a model cannot tell an action from its reverse.
+
+    Example: the interval applied before the frame index, so that every frame gets the same time.
+    """
+    ids = trial.outcome.values["positions"]
+    for video, (sample, tokens) in enumerate(_video_runs(trial)):
+        frames, height, width = (int(n) for n in trial.inputs.video_grids[video])
+        per_frame = (height // trial.inputs.spatial_merge) * (width // trial.inputs.spatial_merge)
+        time = ids[0, sample, tokens].reshape(-1, per_frame)
+        step = (time[1:] - time[:-1]).flatten()
+        interval = _interval(trial.inputs, video)
+        if step.numel() and (int(step.min()) < math.floor(interval) or bool((time != time[:, :1]).any())):
+            yield Evidence(
+                where="positions", measured=float(step.min()), limit=math.floor(interval),
+                message=f"frames of video {video} ({frames} steps) do not advance on the time axis",
+                index=(0, sample, int(tokens[per_frame])),
+            )  # fmt: skip
+
+
+def interval(trial: Trial) -> Iterator[Evidence]:
+    """Another frame rate gives other times.
+
+    Why: an argument that is accepted and ignored trains on times that are wrong for every other video.
+
+    Example: a serving path that never hands the seconds per grid on.
+    """
+    slower = dataclasses.replace(trial.inputs, seconds_per_grid=trial.inputs.seconds_per_grid * 4)
+    before, after = trial.outcome.values["positions"], trial.run(slower)["positions"]
+    if torch.equal(before, after):
+        yield Evidence(
+            where="seconds_per_grid", measured="no id changed", limit="times four",
+            message="four times the seconds per grid changed no position",
+        )  # fmt: skip
+
+
+def refuses(trial: Trial) -> Iterator[Evidence]:
+    """Grids that do not fit the tokens are an error.
+
+    Why: a missing, surplus or misshapen grid means that the batch was put together wrongly; positions made up for it
+    are wrong in silence, for this sample and all after it.
+
+    Example: a loop that stops reading grids when the tokens run out.
+    """
+    for what, spoilt in _spoilt(trial.inputs):
+        outcome = trial.subject.call(spoilt)
+        if outcome.raised is None:
+            yield Evidence(
+                where=what.partition(" ")[0], measured="accepted", limit="an error",
+                message=f"{what}: the call returned positions all the same",
+            )  # fmt: skip
+
+
+def touching(trial: Trial) -> Iterator[Evidence]:
+    """Images with nothing between them are numbered one after the other, or refused.
+
+    Why: grouping tokens by kind makes one block of two images; with the grid of the first alone, the numbers of
+    tokens may even agree.
+
+    Example: two equal halves of an image numbered as one image of twice the height.
+    """
+    params = dataclasses.replace(trial.params, samples=("t2 i4x6 i4x2 i8x4 t3",), wrap=False)
+    inputs = op.build(params, trial.dtype, trial.inputs.input_ids.device)
+    outcome = trial.subject.call(_like(trial, inputs))
+    if outcome.raised is None:
+        truth = trial.oracle(_like(trial, inputs)).values["positions"]
+        yield from exactly("positions", outcome.values["positions"], truth, "adjacent images")
+
+
+def _spoilt(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
+    for name in ("image_grids", "video_grids"):
+        grids: Tensor = getattr(inputs, name)
+        if not len(grids):
+            continue
+        larger = grids.clone()
+        larger[-1, 1] += 2 * inputs.spatial_merge
+        for what, wrong in (("missing", grids[:-1]), ("surplus", torch.cat([grids, grids[-1:]])), ("too large", larger)):
+            seconds = inputs.seconds_per_grid
+            if name == "video_grids" and len(wrong) != len(grids):
+                seconds = seconds[: len(wrong)] if len(wrong) < len(grids) else torch.cat([seconds, seconds[-1:]])
+            yield f"{name} {what}", dataclasses.replace(inputs, **{name: wrong, "seconds_per_grid": seconds})
+
+
+def _rebuilt(trial: Trial, **changes: Any) -> Inputs:
+    params = dataclasses.replace(trial.params, **changes)
+    return _like(trial, op.build(params, trial.dtype, trial.inputs.input_ids.device))
+
+
+def _like(trial: Trial, inputs: Inputs) -> Inputs:
+    """A batch built afresh, under the settings of the trial's own."""
+    kept = ("spatial_merge", "ids_per_second", "temporal_merge")
+    return dataclasses.replace(inputs, **{name: getattr(trial.inputs, name) for name in kept})
+
+
+def _rows(inputs: Inputs) -> Iterator[tuple[int, Tensor]]:
+    """Samples that have tokens, each with the mask of its real ones."""
+    for sample, mask in enumerate(inputs.attention_mask.bool()):
+        if bool(mask.any()):
+            yield sample, mask
+
+
+def _same_rows(trial: Trial, other: Any, inputs: Inputs) -> Iterator[Evidence]:
+    ids = trial.outcome.values["positions"]
+    for sample, row in _rows(trial.inputs):
+        moved = other["positions"][:, sample, inputs.attention_mask[sample].bool()]
+        yield from exactly("positions", ids[:, sample, row], moved, f"sample {sample} depends on the padding side")
+    yield from exactly("next", trial.outcome.values["next"], other["next"], "decoding depends on the padding side")
+
+
+def _without_last(text: str) -> str:
+    sample = samples.parse(text)
+    return str(samples.Sample(sample.segments[:-1]))
+
+
+def _image_runs(trial: Trial) -> Iterator[tuple[int, Tensor]]:
+    """All image tokens of each sample, in order."""
+    for sample, row in _rows(trial.inputs):
+        tokens = ((trial.inputs.token_types[sample] == 1) & row).nonzero().flatten()
+        yield sample, tokens
+
+
+def _video_runs(trial: Trial) -> Iterator[tuple[int, Tensor]]:
+    """The tokens of each video of the batch, in order."""
+    inputs, video = trial.inputs, 0
+    for sample, row in _rows(inputs):
+        tokens = ((inputs.token_types[sample] == 2) & row).nonzero().flatten()
+        while len(tokens):
+            frames, height, width = (int(n) for n in inputs.video_grids[video])
+            count = frames // inputs.temporal_merge * (height // inputs.spatial_merge) * (width // inputs.spatial_merge)
+            yield sample, tokens[:count]
+            tokens, video = tokens[count:], video + 1
+
+
+def _interval(inputs: Inputs, video: int) -> float:
+    rule = inputs.position_rule
+    if rule.video_time == "seconds":
+        return float(inputs.seconds_per_grid[video]) * inputs.ids_per_second
+    return 1.0
+
+
+def _kind(*kinds: str) -> Callable[[Operation, Case], str | None]:
+    def applies(_operation: Operation, case: Case) -> str | None:
+        rule = op.RULES[case.rule]
+        return None if rule.kind in kinds else f"{case.rule} numbers by another rule"
+
+    return applies
+
+
+def _needs(modality: str, *times: str) -> Callable[[Operation, Case], str | None]:
+    def applies(_operation: Operation, case: Case) -> str | None:
+        rule = op.RULES[case.rule]
+        if rule.kind != "blocks":
+            return f"{case.rule} numbers by another rule"
+        if modality not in case.modalities:
+            return f"no {modality} in this case"
+        return None if not times or rule.video_time in times else f"{case.rule} times its videos by {rule.video_time}"
+
+    return applies
+
+
+def _law(check: Callable[..., Any], applies: Any = None) -> Law:
+    extra = {"applies": applies} if applies else {}
+    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__ or "", **extra)
+
+
+LAWS = (
+    _law(resumes, _kind("blocks")),
+    *(_law(check) for check in (continues, padding, neighbours, order, prefix, text_only)),
+    _law(blocks, _needs("image")),
+    _law(duration, _needs("video", "seconds")),
+    _law(frame_order, _needs("video", "seconds", "index", "pooled")),
+    _law(interval, _needs("video", "seconds")),
+    _law(refuses, _kind("blocks", "sequence")),
+    _law(touching, _kind("blocks")),
+)

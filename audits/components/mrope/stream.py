@@ -1,0 +1,119 @@
+"""Token streams for position rules: what a processor of each family would write for text, images, videos and audio.
+
+The ids are ours and the same for every family; an adapter translates them to those of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from assay.audits.families.samples import Audio, Image, Sample, Text, Video
+from assay.reference.mrope_rules import PositionRule
+
+PAD, START, END, IMAGE, VIDEO, AUDIO, AUDIO_START, AUDIO_END, VIDEO_START, VIDEO_END = range(10)
+FIRST_TEXT, LAST_TEXT = 20, 799
+PATCHES_PER_STEP = 2
+"""Frames that become one temporal step of the grid (temporal patch size)."""
+TOKENS_PER_SECOND_OF_AUDIO = 25
+
+TYPES = {IMAGE: 1, VIDEO: 2, AUDIO: 3}
+
+
+@dataclass
+class Row:
+    """One sample being written: its tokens, and the grids they stand for."""
+
+    rule: PositionRule
+    wrap: bool
+    seed: int
+    tokens: list[int] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+    image_grids: list[tuple[int, int, int]] = field(default_factory=list)
+    video_grids: list[tuple[int, int, int]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    audio_lengths: list[int] = field(default_factory=list)
+
+    def put(self, token: int, count: int = 1, kind: int | None = None) -> None:
+        """Append ``count`` times one token."""
+        self.tokens += [token] * count
+        self.types += [TYPES.get(token, 0) if kind is None else kind] * count
+
+    def text(self, count: int) -> None:
+        """Append ordinary text; ids vary so that nothing can be recognised by them."""
+        for _ in range(count):
+            span = LAST_TEXT - FIRST_TEXT
+            self.put(FIRST_TEXT + (self.seed * 131 + len(self.tokens) * 37) % span)
+
+
+def write(sample: Sample, rule: PositionRule, *, wrap: bool, seed: int) -> Row:
+    """The tokens of one sample under a family's rule. ``wrap=False`` leaves out the markers around visual blocks."""
+    row = Row(rule, wrap, seed)
+    for segment in sample.segments:
+        match segment:
+            case Text(tokens):
+                row.text(tokens)
+            case Image(height, width):
+                _image(row, height, width)
+            case Video():
+                _video(row, segment)
+            case Audio(seconds):
+                _audio(row, seconds)
+    return row
+
+
+def _image(row: Row, height: int, width: int) -> None:
+    merge = row.rule.spatial_merge
+    rows, columns = height // merge, width // merge
+    row.image_grids.append((1, height, width))
+    if row.rule.kind == "sequence":
+        extra = 1 if row.rule.row_end else 0
+        row.put(IMAGE, rows * (columns + extra) + (2 if row.rule.boundary else 0))
+        return
+    _wrapped(row, IMAGE, rows * columns, START, END)
+
+
+def _wrapped(row: Row, token: int, count: int, start: int, end: int, kind: int | None = None) -> None:
+    if row.wrap:
+        row.put(start)
+    row.put(token, count, kind)
+    if row.wrap:
+        row.put(end)
+
+
+def _video(row: Row, video: Video) -> None:
+    merge, steps = row.rule.spatial_merge, video.steps
+    row.video_grids.append((video.steps, video.height, video.width))
+    row.seconds.append(PATCHES_PER_STEP / video.frames_per_second)
+    per_frame = (video.height // merge) * (video.width // merge)
+    if row.rule.video_time != "frames":
+        steps = steps // row.rule.temporal_merge if row.rule.video_time == "pooled" else steps
+        _wrapped(row, VIDEO, steps * per_frame, START, END)
+        return
+    for _ in range(steps):
+        row.text(2)
+        row.put(START)
+        row.put(VIDEO, per_frame)
+        row.put(END)
+
+
+def _audio(row: Row, seconds: float) -> None:
+    count = max(1, int(seconds * TOKENS_PER_SECOND_OF_AUDIO))
+    row.audio_lengths.append(count)
+    _wrapped(row, AUDIO, count, AUDIO_START, AUDIO_END)
+
+
+def padded(rows: Sequence[Sequence[int]], side: str, value: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Rows of equal length, and their mask. ``side`` is right, left or none (rows must then be equally long)."""
+    longest = max((len(row) for row in rows), default=0)
+    filled, mask = [], []
+    for row in rows:
+        missing = longest - len(row)
+        if side == "none" and missing:
+            message = f"padding: none needs rows of equal length, got {sorted({len(row) for row in rows})}"
+            raise ValueError(message)
+        fill, gap = [value] * missing, [0] * missing
+        here = [1] * len(row)
+        filled.append(fill + list(row) if side == "left" else list(row) + fill)
+        mask.append(gap + here if side == "left" else here + gap)
+    return filled, mask

@@ -178,7 +178,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, pairing: st
 
 
 def expand_tables(cos: torch.Tensor, sin: torch.Tensor, pairing: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same tables at full width [B, S, R], each lane's value at both of its channels: the form Hugging Face uses."""
+    """The same tables at full width [B, S, R], each lane's value at both of its channels, as Hugging Face has them."""
     if cos.shape != sin.shape or cos.ndim < 1:
         raise ValueError(f"sin: expected the shape of cos, {tuple(cos.shape)}, got {tuple(sin.shape)}")
     first, second = lane_channels(pairing, 2 * cos.shape[-1])

@@ -88,7 +88,7 @@ def _trigonometry(tables, axes_ptr, batch, tokens_T, present_T, HALF: tl.constex
         axes_L = _lane_axes(axes_ptr, lanes_L, HALF)
         position = tl.full((1, 1), float("nan"), tl.float32)
         for a in tl.static_range(AXES):
-            here_T = tl.load(rows_T + a * stride_a, mask=present_T, other=0).to(tl.float32)
+            here_T = tl.load(rows_T + tl.full((), a, tl.int64) * stride_a, mask=present_T, other=0).to(tl.float32)
             position = tl.where((axes_L == a)[None, :], here_T[:, None], position)
     position, frequency = tl.broadcast(position, frequency)
     return _cos_sin(position, frequency, EXACT)
@@ -100,7 +100,7 @@ def _stored_tables(tables, axes_ptr, batch, tokens_T, present_T, HALF: tl.conste
     """Cosine and sine [T, L] read from tables; NaN in a lane whose axis does not exist."""
     cos_ptr, sin_ptr, stride_a, stride_b, stride_s, stride_l = tables
     lanes_L = tl.arange(0, LANES)
-    offsets = batch * stride_b + tokens_T[:, None] * stride_s + (lanes_L * stride_l)[None, :]
+    offsets = batch * stride_b + tokens_T[:, None] * stride_s + (lanes_L.to(tl.int64) * stride_l)[None, :]
     exists = present_T[:, None] & (lanes_L < HALF)[None, :] if HALF != LANES else present_T[:, None]
     if axes_ptr is not None:
         axes_L = _lane_axes(axes_ptr, lanes_L, HALF)
@@ -118,13 +118,16 @@ def _places(x, span: tl.constexpr, where, heads: tl.constexpr):
     START: tl.constexpr = span[0]
     WIDTH: tl.constexpr = span[1]
     PADDED: tl.constexpr = span[2]
+    UNIT: tl.constexpr = heads[4]
     batch, group, tokens_T, present_T = where
-    dims, heads_C = tl.arange(0, PADDED), tl.arange(0, heads[1]).to(tl.int64) + group * (heads[1] * heads[2])
+    dims, heads_C = START + tl.arange(0, PADDED), tl.arange(0, heads[1]).to(tl.int64) + group * (heads[1] * heads[2])
     rows_TC = ptr + batch * stride_b + tokens_T[:, None] * stride_s + heads_C[None, :] * stride_h
     exists = present_T[:, None, None]
     if WIDTH != PADDED:
-        exists = exists & (dims < WIDTH)[None, None, :]
-    return rows_TC[:, :, None] + ((START + dims) * stride_d)[None, None, :], heads_C[None, :, None], exists
+        exists = exists & (dims < START + WIDTH)[None, None, :]
+    if not UNIT:  # with unit strides int32 is enough, and costs the compiler 30 registers less
+        dims = dims.to(tl.int64) * stride_d
+    return rows_TC[:, :, None] + dims[None, None, :], heads_C[None, :, None], exists
 
 
 @triton.jit
@@ -137,7 +140,7 @@ def _load_heads(x, span: tl.constexpr, where, heads: tl.constexpr):
     chunks = ()
     for i in tl.static_range(heads[2]):
         mask = exists & (heads_C + i * CHUNK < HEADS) if RAGGED else exists
-        chunks = chunks + (tl.load(places + i * CHUNK * x[3], mask=mask),)
+        chunks = chunks + (tl.load(places + tl.full((), i * CHUNK, tl.int64) * x[3], mask=mask),)
     return chunks
 
 
@@ -150,7 +153,7 @@ def _store_heads(chunks, x, span: tl.constexpr, where, heads: tl.constexpr):
     RAGGED: tl.constexpr = heads[3]
     for i in tl.static_range(heads[2]):
         mask = exists & (heads_C + i * CHUNK < HEADS) if RAGGED else exists
-        tl.store(places + i * CHUNK * x[3], chunks[i].to(x[0].dtype.element_ty), mask=mask)
+        tl.store(places + tl.full((), i * CHUNK, tl.int64) * x[3], chunks[i].to(x[0].dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -178,21 +181,22 @@ def rotate_kernel(
     HEADS_Q: tl.constexpr, HEADS_K: tl.constexpr, HALF: tl.constexpr, TAIL: tl.constexpr, AXES: tl.constexpr,
     FROM_POSITIONS: tl.constexpr, EXACT: tl.constexpr, ADJACENT: tl.constexpr, CONJUGATE: tl.constexpr,
     LANES: tl.constexpr, TAIL_A: tl.constexpr, TAIL_B: tl.constexpr, BLOCK_T: tl.constexpr,
-    CHUNK: tl.constexpr, COUNT_Q: tl.constexpr, COUNT_K: tl.constexpr, RAGGED: tl.constexpr,
+    CHUNK: tl.constexpr, COUNT_Q: tl.constexpr, COUNT_K: tl.constexpr, RAGGED: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Turn T tokens' heads of q and k.
 
     q, k, q_out, k_out: (pointer, batch stride, token stride, head stride, dimension stride). tables: (cos, sin, axis
     stride, batch stride, token stride, lane stride), or (positions, inverse frequencies, ...) with FROM_POSITIONS.
     TAIL: how many unrotated dimensions to copy, TAIL_A and then (padded to a power of two) TAIL_B; in place 0.
+    UNIT: all dimension strides are 1.
     """
     blocks = tl.cdiv(seq_len, BLOCK_T)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     tokens_T = (tl.program_id(0) % blocks) * BLOCK_T + tl.arange(0, BLOCK_T)
     group = tl.program_id(1).to(tl.int64) if RAGGED else tl.program_id(1).to(tl.int64) * 0
     where = (batch, group, tokens_T.to(tl.int64), tokens_T < seq_len)
-    heads_q: tl.constexpr = (HEADS_Q, CHUNK, COUNT_Q, RAGGED)
-    heads_k: tl.constexpr = (HEADS_K, CHUNK, COUNT_K, RAGGED)
+    heads_q: tl.constexpr = (HEADS_Q, CHUNK, COUNT_Q, RAGGED, UNIT)
+    heads_k: tl.constexpr = (HEADS_K, CHUNK, COUNT_K, RAGGED, UNIT)
     first: tl.constexpr = (0, 2 * HALF, 2 * LANES) if ADJACENT else (0, HALF, LANES)
     second: tl.constexpr = (HALF, HALF, LANES)
     tail_a: tl.constexpr = (2 * HALF, TAIL_A, TAIL_A)
@@ -350,7 +354,8 @@ def launch_rotate(
             HEADS_Q=heads_q, HEADS_K=k.shape[1], HALF=half, TAIL=tail, AXES=first.shape[0],
             FROM_POSITIONS=from_positions, EXACT=exact, ADJACENT=adjacent, CONJUGATE=conjugate,
             LANES=cut.LANES, TAIL_A=cut.TAIL_A, TAIL_B=cut.TAIL_B, BLOCK_T=cut.BLOCK_T, CHUNK=cut.CHUNK,
-            COUNT_Q=cut.COUNT_Q, COUNT_K=cut.COUNT_K, RAGGED=cut.RAGGED, num_warps=cut.warps,
+            COUNT_Q=cut.COUNT_Q, COUNT_K=cut.COUNT_K, RAGGED=cut.RAGGED,
+            UNIT=all(x.stride(3) == 1 for x in (q, k, q_out, k_out)), num_warps=cut.warps,
         )  # fmt: skip
 
 

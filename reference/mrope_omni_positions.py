@@ -22,9 +22,10 @@ def audio_tokens(model_type: str, frames: int, *, window: int = 50) -> int:
     if frames < 1 or window < 1:
         raise ValueError(f"frames, window: expected positive numbers, got {frames} and {window}")
     if model_type == "qwen2_5_omni":
-        if frames < 3:  # noqa: PLR2004 - the pooling after the first stage needs two of its outputs
+        # The second stage pairs outputs of the first and drops an odd one; with one output nothing is left.
+        if (tokens := math.ceil(frames / 2) // 2) < 1:
             raise ValueError(f"frames: expected at least 3, got {frames}")
-        return math.ceil(frames / 2) // 2
+        return tokens
     if model_type == "qwen3_omni_moe":
         whole, rest = divmod(frames, 2 * window)
         # Confession: the 13 is the published constant; it is ceil(100 / 8) and fits the default window only.

@@ -68,7 +68,8 @@ RULES: Mapping[str, PositionRule] = MappingProxyType(
         "qwen2_5_vl": PositionRule(
             video_time="seconds",
             ids_per_second=4.0,
-            source="Qwen2.5-VL (arXiv 2502.13923): times in absolute seconds; released checkpoints have 2 ids a second",
+            source="Qwen2.5-VL (arXiv 2502.13923): times in absolute seconds; released checkpoints have 2 ids a second,"
+            " the default of transformers 5.23.0 is 4",
         ),
         "qwen2_5_omni": PositionRule(
             video_time="seconds",
@@ -81,7 +82,7 @@ RULES: Mapping[str, PositionRule] = MappingProxyType(
         ),
         "qwen3_omni_moe": PositionRule(
             video_time="seconds",
-            ids_per_second=13.0,
+            ids_per_second=25.0,
             step_first=False,
             fractional=True,
             audio=True,
@@ -96,7 +97,10 @@ RULES: Mapping[str, PositionRule] = MappingProxyType(
             temporal_merge=2,
             source="ERNIE 4.5's own processor: frames in pairs, text resumes after the maximum over all axes",
         ),
-        "glm_image": PositionRule(spatial_merge=1, source="GLM-Image: every patch token of the source images is kept"),
+        "glm_image": PositionRule(
+            spatial_merge=1,
+            source="GLM-Image: no merging; a generated image is numbered like a given one, its grids in reverse",
+        ),
         "hunyuan_vl": PositionRule(
             kind="sequence",
             axes=4,
@@ -122,4 +126,4 @@ RULES: Mapping[str, PositionRule] = MappingProxyType(
         "video_llama_3": _PLAIN,
     }
 )
-"""The rule of each model family, by its `model_type`."""
+"""The rule of each model family, by its `model_type`, with the defaults of transformers 5.23.0's configurations."""

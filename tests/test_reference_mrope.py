@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.reference import mrope
+from assay.reference.mrope_families import TEXT_ROTARIES
 from assay.reference.rope_frequencies import inverse_frequencies
 
+EXAMPLES = settings(deadline=None, derandomize=True, database=None)
 FP32 = torch.finfo(torch.float32).eps
 
 
@@ -36,18 +38,22 @@ def test_more_sections_than_axes_go_round() -> None:
     assert mrope.lane_axes("chunked", [1, 2, 1, 2, 1, 1], axes=3).tolist() == [0, 1, 1, 2, 0, 0, 1, 2]
 
 
+@EXAMPLES
 @given(
     sections=st.lists(st.integers(0, 40), min_size=3, max_size=3).filter(any), layout=st.sampled_from(mrope.LAYOUTS[:3])
 )
 def test_each_axis_owns_exactly_its_section_or_the_layout_refuses(sections: list[int], layout: str) -> None:
-    try:
-        owners = mrope.lane_axes(layout, sections)
-    except ValueError as error:
-        assert "sections" in str(error)
-        lanes = sum(sections)
-        too_long = 3 * sections[1] > lanes + 1 or 3 * sections[2] > lanes
-        assert sections[0] != sections[1] if layout == "alternating" else too_long
+    lanes = sum(sections)
+    refused = {
+        "chunked": False,
+        "interleaved": 3 * sections[1] > lanes + 1 or 3 * sections[2] > lanes,
+        "alternating": sections[0] != sections[1],
+    }
+    if refused[layout]:
+        with pytest.raises(ValueError, match="sections"):
+            mrope.lane_axes(layout, sections)
         return
+    owners = mrope.lane_axes(layout, sections)
     order = [1, 2, 0] if layout == "alternating" else [0, 1, 2]
     assert [int((owners == axis).sum()) for axis in order] == sections
 
@@ -128,6 +134,7 @@ def test_one_axis_moves_only_its_own_lanes(pairing: str) -> None:
         assert torch.equal(changed[second], axes == axis)
 
 
+@EXAMPLES
 @given(half=st.integers(1, 40), pairing=st.sampled_from(mrope.PAIRINGS))
 def test_lanes_use_each_channel_once(half: int, pairing: str) -> None:
     if pairing == "half_per_axis" and half % 2:
@@ -180,6 +187,20 @@ TEXT_MODULES = {
 }
 HEAD_DIM = 32
 BASE = 500.0
+
+
+def test_released_sections_fit_their_layout_and_head() -> None:
+    for rotary in TEXT_ROTARIES.values():
+        owners = mrope.lane_axes(rotary.layout, rotary.sections, axes=rotary.axes)
+        assert 2 * len(owners) <= rotary.head_dim
+        assert sorted(set(owners.tolist())) == list(range(rotary.axes))
+        mrope.lane_channels(rotary.pairing, 2 * len(owners))
+
+
+@pytest.mark.parametrize("family", sorted(TEXT_MODULES))
+def test_what_is_tested_is_what_is_listed(family: str) -> None:
+    _, layout, _, pairing, _ = TEXT_MODULES[family]
+    assert (TEXT_ROTARIES[family].layout, TEXT_ROTARIES[family].pairing) == (layout, pairing)
 
 
 def rope_config(sections: list[int], share: float, **parameters: Any) -> SimpleNamespace:

@@ -181,7 +181,7 @@ def test_audio_lengths_equal_hugging_face(family: str) -> None:
         if family == "qwen2_5_omni":
             theirs = ((frames - 1) // 2 + 1 - 2) // 2 + 1  # inline in their get_rope_index
         else:
-            theirs = int(module._get_feat_extract_output_lengths(torch.tensor(frames)))  # noqa: SLF001
+            theirs = int(module._get_feat_extract_output_lengths(torch.tensor(frames)))
         assert audio_tokens(family, frames) == theirs
 
 

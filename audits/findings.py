@@ -8,6 +8,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from assay.audits.laws.shared import MACHINE_RULES
 from assay.audits.terms import Candidate, Evidence, Finding, Operation
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def repro(operation: Operation, candidate: Candidate, broke: Broke, options: Opt
     if "family" not in target:
         words += ["--candidate", str(target["ref"]) if target.get("public") else candidate.name]
         words += ["--form", candidate.form] if target.get("public") and candidate.form else []
-    machine = broke.rule in {"raises", "timeout", "not-exercised", "checker-failed", "device"}
+    machine = broke.rule in MACHINE_RULES
     words += [] if machine else ["--law", broke.rule]
     words += ["--case", broke.case] if broke.case else []
     words += ["--dtype", broke.dtype, "--seed", str(options.seed)]

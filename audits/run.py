@@ -188,7 +188,7 @@ def _put(tally: _Tally, law: Law, trial: Trial, dtype: str) -> Iterable[Broke]:
         tally.exercised[law.name] += 1
     except Broken as broken:
         rule, evidence = _ended(broken.outcome)
-        tally.gone = rule == "timeout"
+        tally.gone = rule in {"timeout", "unloadable"}
     except Exception as error:  # noqa: BLE001 - a failing checker must not pass or stop the audit
         rule = "checker-failed"
         text = f"{law.name}: {type(error).__name__}: {error}"[:500]
@@ -200,8 +200,8 @@ def _put(tally: _Tally, law: Law, trial: Trial, dtype: str) -> Iterable[Broke]:
 def _ended(outcome: Outcome) -> tuple[str, list[Evidence]]:
     raised = outcome.raised
     assert raised is not None
-    rule = "timeout" if raised.kind == "timeout" else "raises"
-    verdict = Verdict.UNKNOWN if rule == "timeout" else Verdict.FAIL
+    rule = raised.kind if raised.kind in {"timeout", "unloadable"} else "raises"
+    verdict = Verdict.FAIL if rule == "raises" else Verdict.UNKNOWN
     last = raised.traceback.strip().splitlines()[-3:-1]
     message = f"{raised.message} {' '.join(line.strip() for line in last)}".strip()
     return rule, [Evidence(where="call", measured=raised.kind, limit="returns", message=message[:600], verdict=verdict)]
@@ -220,6 +220,8 @@ def _report(tally: _Tally, laws: tuple[Law, ...]) -> Report:
     for law in laws:
         rule = f"{tally.operation.name}.{law.name}"
         worst = max((f.verdict for f in findings if f.rule == rule), default=Verdict.PASS)
+        if not tally.exercised[law.name] and law.name not in tally.inapplicable:
+            worst = max(worst, Verdict.UNKNOWN)
         checks.append(
             Check(
                 rule=rule, candidate=tally.candidate.name, exercised=tally.exercised[law.name],
@@ -233,7 +235,9 @@ def _report(tally: _Tally, laws: tuple[Law, ...]) -> Report:
 
 
 def _silent(tally: _Tally, laws: tuple[Law, ...]) -> Iterable[Broke]:
-    """Laws that neither ran nor declared themselves inapplicable."""
+    """Laws that neither ran nor declared themselves inapplicable, unless a finding already says why."""
+    if any(item.rule in {"raises", "timeout", "unloadable", "device"} for item in tally.broke):
+        return
     for law in laws:
         if not tally.exercised[law.name] and law.name not in tally.inapplicable:
             message = "the law applied and was never exercised to its end"

@@ -156,6 +156,8 @@ class Foreign:
         )
         if outcome.raised:
             self.close()
+            text = f"{outcome.raised.kind}: {outcome.raised.message}"
+            return Outcome(raised=Raised("unloadable", text, outcome.raised.traceback), stdout=outcome.stdout)
         return outcome
 
     def _ask(self, request: Mapping[str, Any], seconds: float | None = None) -> Outcome:

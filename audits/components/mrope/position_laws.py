@@ -105,8 +105,6 @@ def prefix(trial: Trial) -> Iterator[Evidence]:
     """
     cut = tuple(_without_last(sample) for sample in trial.params.samples)
     inputs = _rebuilt(trial, samples=cut)
-    if inputs.input_ids.shape[1] == 0:
-        return
     ids, short = trial.outcome.values["positions"], trial.run(inputs)["positions"]
     for sample, row in _rows(trial.inputs):
         kept = inputs.attention_mask[sample].bool()
@@ -230,7 +228,7 @@ def refuses(trial: Trial) -> Iterator[Evidence]:
         outcome = trial.subject.call(spoilt)
         if outcome.raised is None:
             yield Evidence(
-                where=what.partition(" ")[0], measured="accepted", limit="an error",
+                where=what.replace(" ", ":", 1), measured="accepted", limit="an error",
                 message=f"{what}: the call returned positions all the same",
             )  # fmt: skip
 
@@ -292,8 +290,10 @@ def _same_rows(trial: Trial, other: Any, inputs: Inputs) -> Iterator[Evidence]:
 
 
 def _without_last(text: str) -> str:
+    """The sample less its last segment, or as it is where nothing would be left."""
     sample = samples.parse(text)
-    return str(samples.Sample(sample.segments[:-1]))
+    left = [item for item in sample.segments[:-1] if item != samples.Text(0)]
+    return str(samples.Sample(tuple(left))) if left else text
 
 
 def _image_runs(trial: Trial) -> Iterator[tuple[int, Tensor]]:

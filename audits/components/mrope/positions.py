@@ -77,7 +77,7 @@ def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
     rule = RULES[case.rule]
     scale = 4 if rule.spatial_merge == 4 else 1
     rows = [
-        stream.write(_scaled(samples.parse(text), scale), rule, wrap=case.wrap, seed=case.seed + place)
+        stream.write(_scaled(samples.parse(text), scale), case.rule, wrap=case.wrap, seed=case.seed + place)
         for place, text in enumerate(case.samples)
     ]
     tokens, mask = stream.padded([row.tokens for row in rows], case.padding, stream.PAD)

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from assay.audits.families.samples import Audio, Image, Sample, Text, Video
-from assay.reference.mrope_rules import PositionRule
+from assay.reference.mrope_rules import RULES, PositionRule
 
 PAD, START, END, IMAGE, VIDEO, AUDIO, AUDIO_START, AUDIO_END, VIDEO_START, VIDEO_END = range(10)
 FIRST_TEXT, LAST_TEXT = 20, 799
 PATCHES_PER_STEP = 2
 """Frames that become one temporal step of the grid (temporal patch size)."""
 TOKENS_PER_SECOND_OF_AUDIO = 25
+
+MARKED_VIDEOS = frozenset({"glm4v", "glm4v_moe", "glm46v", "glm_ocr"})
+"""Rules whose videos stand between two markers of their own, their frames written with the image placeholder."""
 
 TYPES = {IMAGE: 1, VIDEO: 2, AUDIO: 3}
 
@@ -27,6 +30,7 @@ class Row:
     rule: PositionRule
     wrap: bool
     seed: int
+    marked: bool = False
     tokens: list[int] = field(default_factory=list)
     types: list[int] = field(default_factory=list)
     image_grids: list[tuple[int, int, int]] = field(default_factory=list)
@@ -46,9 +50,9 @@ class Row:
             self.put(FIRST_TEXT + (self.seed * 131 + len(self.tokens) * 37) % span)
 
 
-def write(sample: Sample, rule: PositionRule, *, wrap: bool, seed: int) -> Row:
+def write(sample: Sample, family: str, *, wrap: bool, seed: int) -> Row:
     """The tokens of one sample under a family's rule. ``wrap=False`` leaves out the markers around visual blocks."""
-    row = Row(rule, wrap, seed)
+    row = Row(RULES[family], wrap, seed, marked=family in MARKED_VIDEOS)
     for segment in sample.segments:
         match segment:
             case Text(tokens):
@@ -90,11 +94,15 @@ def _video(row: Row, video: Video) -> None:
         steps = steps // row.rule.temporal_merge if row.rule.video_time == "pooled" else steps
         _wrapped(row, VIDEO, steps * per_frame, START, END)
         return
+    if row.marked:
+        row.put(VIDEO_START)
     for _ in range(steps):
         row.text(2)
         row.put(START)
         row.put(VIDEO, per_frame)
         row.put(END)
+    if row.marked:
+        row.put(VIDEO_END)
 
 
 def _audio(row: Row, seconds: float) -> None:

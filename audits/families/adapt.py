@@ -1,0 +1,173 @@
+"""A family's own code as implementations: its position ids and its rotation, called as its model calls them.
+
+Each is made in the worker from a tiny model of the family. Settings that an audit varies (frequencies, sections, merge
+size, ids per second) are written into the live modules before each call, where their code reads them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.audits.families import discovery, sites
+from assay.audits.terms import Family, Implementation, Outputs
+
+TEXT_OFFSET = 10_000
+"""Where our text ids are moved to, clear of every special id of a tiny model."""
+
+
+def implementation(target: Mapping[str, Any]) -> Implementation:
+    """The implementation at ``target["site"]`` of ``target["family"]``, after ``target["patch"]`` if there is one.
+
+    LookupError with the reason when the family cannot be built or lacks the site.
+    """
+    family = loaded(target["family"])
+    if target.get("patch"):
+        from assay.audits import patches
+
+        patches.apply_users(target["patch"], family)
+    model = family.build(0)
+    kinds = {"positions": Positions, "rotate": Rotation}
+    made: Implementation = kinds[target["site"]](family, model)
+    return made
+
+
+def loaded(name: str) -> Family:
+    """A family of the installed transformers. LookupError with the reason when there is none."""
+    found = discovery.family(name)
+    if isinstance(found, str):
+        raise LookupError(found)
+    return found
+
+
+class Positions:
+    """``get_rope_index`` of a family, for ``mrope.positions``."""
+
+    def __init__(self, family: Family, model: Any) -> None:
+        """Find the method. LookupError when the installed release has none."""
+        self._family, self._model = family, model
+        resolved = sites.resolve(model, family.sites)
+        if resolved.positions is None:
+            raise LookupError("; ".join(resolved.missing) or f"{family.name} has no position ids of its own")
+        self._function, self._owner = resolved.positions, resolved.positions_owner
+        self._parameters = frozenset(inspect.signature(resolved.positions).parameters)
+
+    def __call__(self, inputs: Any) -> Outputs:
+        """Ids and the id with which decoding continues."""
+        from assay.audits.components.mrope.positions import answer
+
+        configure(self._model.config, inputs)
+        for name in ("spatial_merge_size",):
+            if isinstance(getattr(self._owner, name, None), int):
+                setattr(self._owner, name, inputs.spatial_merge)
+        given = {name: value for name, value in self._arguments(inputs).items() if name in self._parameters}
+        ids, deltas = self._function(**given)
+        counts_padding = "mm_token_type_ids" not in self._parameters and not _masks_first(self._function)
+        return answer(inputs, ids, torch.as_tensor(deltas), counts_padding=counts_padding)
+
+    def _arguments(self, inputs: Any) -> dict[str, Any]:
+        images, videos, audio = (
+            value if len(value) else None for value in (inputs.image_grids, inputs.video_grids, inputs.audio_lengths)
+        )
+        seconds = inputs.seconds_per_grid if videos is not None else None
+        return {
+            "input_ids": _translated(inputs.input_ids, self._model.config, self._family),
+            "mm_token_type_ids": inputs.token_types,
+            "image_grid_thw": images,
+            "video_grid_thw": videos,
+            "second_per_grid_ts": seconds,
+            "second_per_grids": seconds,
+            "audio_seqlens": audio,
+            "attention_mask": inputs.attention_mask,
+        }
+
+
+def _masks_first(function: Any) -> bool:
+    """Whether a method subtracts the length without padding: said by its source, which differs between releases."""
+    source = inspect.getsource(function)
+    return "len(total_input_ids[i])" not in source and "input_ids.shape[1]" not in source.split("mrope_position_deltas")[-2]
+
+
+def configure(config: Any, inputs: Any) -> None:
+    """Write the settings of a case into every part of a configuration that has them."""
+    values = {
+        "spatial_merge_size": inputs.spatial_merge,
+        "tokens_per_second": inputs.ids_per_second,
+        "position_id_per_seconds": inputs.ids_per_second,
+    }
+    for part in _parts(config):
+        for name, value in values.items():
+            if getattr(part, name, None) is not None:
+                setattr(part, name, int(value) if float(value).is_integer() else value)
+
+
+def _parts(config: Any) -> list[Any]:
+    nested = [getattr(config, name, None) for name in ("vision_config", "text_config", "thinker_config")]
+    return [config] + [part for item in nested if item is not None for part in _parts(item)]
+
+
+def _translated(ids: Tensor, config: Any, family: Family) -> Tensor:
+    """Our ids as those of a model: special ones by its configuration, text moved out of the way."""
+    from assay.audits.components.mrope import stream
+
+    image = _id(config, "image_token_id", "image_token_index", "im_patch_id")
+    names = {
+        stream.PAD: 0,
+        stream.START: _id(config, "vision_start_token_id", "image_start_token_id"),
+        stream.END: _id(config, "vision_end_token_id", "image_end_token_id"),
+        stream.IMAGE: image,
+        stream.VIDEO: image if family.rule in stream.MARKED_VIDEOS else _id(config, "video_token_id", "video_token_index"),
+        stream.AUDIO: _id(config, "audio_token_id", "audio_token_index"),
+        stream.AUDIO_START: _id(config, "audio_start_token_id"),
+        stream.AUDIO_END: _id(config, "audio_end_token_id"),
+        stream.VIDEO_START: _id(config, "video_start_token_id"),
+        stream.VIDEO_END: _id(config, "video_end_token_id"),
+    }
+    out = ids + TEXT_OFFSET
+    for ours, theirs in names.items():
+        out = torch.where(ids == ours, theirs, out)
+    return out
+
+
+def _id(config: Any, *names: str) -> int:
+    for part in _parts(config):
+        for name in names:
+            if isinstance(getattr(part, name, None), int):
+                return int(getattr(part, name))
+    return TEXT_OFFSET + 5000 + len(names[0])
+
+
+class Rotation:
+    """A family's rotary module and apply function together, for ``mrope.rotate``."""
+
+    def __init__(self, family: Family, model: Any) -> None:
+        """Find both. LookupError when the installed release lacks one."""
+        resolved = sites.resolve(model, family.sites)
+        if resolved.text_rotary is None or resolved.text_apply is None:
+            raise LookupError("; ".join(resolved.missing))
+        self._rotary = resolved.text_rotary
+        module, _, name = resolved.text_apply_name.partition(":")
+        self._module, self._name = importlib.import_module(module), name
+
+    def __call__(self, inputs: Any) -> Outputs:
+        """Rotated queries and keys."""
+        rotary = self._rotary
+        rotary.inv_freq = inputs.inv_freq.clone()
+        rotary.attention_scaling = inputs.attention_scaling
+        sections = list(inputs.sections)
+        if hasattr(rotary, "mrope_section"):
+            rotary.mrope_section = sections
+        for name in ("rope_parameters", "rope_scaling"):
+            settings = getattr(rotary.config, name, None)
+            if isinstance(settings, dict) and "mrope_section" in settings:
+                settings["mrope_section"] = sections
+        cos, sin = rotary(inputs.q, inputs.positions)
+        apply = getattr(self._module, self._name)
+        extra = {"mrope_section": sections} if "mrope_section" in inspect.signature(apply).parameters else {}
+        q, k = apply(inputs.q, inputs.k, cos, sin, **extra)
+        return {"q": q, "k": k}

@@ -61,7 +61,7 @@ Kind = Literal["components", "operations", "laws", "faults", "families"]
 
 
 @app.command()
-def audit(  # noqa: PLR0913 - one parameter for each option
+def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     ctx: typer.Context,
     targets: Targets = None,
     candidate: Target = None,
@@ -76,11 +76,11 @@ def audit(  # noqa: PLR0913 - one parameter for each option
     dtype: Dtype = None,
     time_limit: Limit = 20.0,
     waivers: Waivers = None,
-    json: Output = None,
-    junit: Output = None,
-    sarif: Output = None,
-    markdown: Output = None,
-    html: Output = None,
+    json: Output = None,  # noqa: ARG001 - read by name below
+    junit: Output = None,  # noqa: ARG001
+    sarif: Output = None,  # noqa: ARG001
+    markdown: Output = None,  # noqa: ARG001
+    html: Output = None,  # noqa: ARG001
     *,
     quiet: Quiet = False,
 ) -> None:

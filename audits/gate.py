@@ -50,7 +50,7 @@ class GateResult:
 
     @property
     def verdict(self) -> Verdict:
-        """FAIL for anything new, worse or disappeared; UNKNOWN for what is only newly unknown, or for no head at all."""
+        """FAIL for what is new, worse or disappeared; UNKNOWN for what is only newly unknown, and for an empty head."""
         verdicts = [finding.verdict for finding in self.new]
         verdicts += [pair.head.verdict for pair in self.worse]
         verdicts += [check.verdict for check in self.unsettled]

@@ -124,7 +124,7 @@ Row = tuple[str, str]
 
 
 def catalogue(kind: str) -> list[Row]:
-    """What there is of a kind: ``components``, ``operations``, ``laws``, ``faults`` or ``families``, each with what it is."""
+    """What there is of ``components``, ``operations``, ``laws``, ``faults`` or ``families``, each with what it is."""
     kinds = {
         "components": lambda: ((room.name, room.summary) for room in registry.components()),
         "operations": lambda: ((operation.name, operation.summary) for operation in registry.operations().values()),

@@ -32,7 +32,7 @@ def _quiet(_done: int, _total: int, _text: str) -> None:
 
 
 def conduct(request: Request, options: Options, progress: Progress = _quiet) -> Report:
-    """Audit everything that was asked for and merge it into one report. BadUsage names the option and what is possible."""
+    """Audit all that was asked for, into one report. BadUsage names the option and what is possible."""
     work = planned(request, options)
     reports = []
     with ExitStack() as stack:

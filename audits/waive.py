@@ -1,4 +1,4 @@
-"""Waivers: findings accepted until a date, up to a number, for a reason; read from ``waivers.toml``, applied to a report.
+"""Applies waivers to a report: findings accepted until a date, up to a number, for a reason.
 
 A waiver is a ``[[waiver]]`` table with the fields of :class:`~assay.audits.terms.Waiver`::
 
@@ -29,21 +29,28 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from assay.audits.render.tables import amount, number, operation_of, rounded
 from assay.audits.terms import Check, Finding, Report, Verdict, Waiver
 
+_IDENTITY = ("rule", "candidate", "case", "where", "versions")
 LONGEST = dt.timedelta(days=90)
 """How far ahead a waiver may last."""
 
 
 def version_range(text: str) -> tuple[str, SpecifierSet]:
-    """The package and range of a waiver's ``versions``: ``>=5.17`` is of transformers. ValueError when it is neither."""
+    """The package and range of a waiver's ``versions``; ``>=5.17`` is of transformers. ValueError when it is neither."""
     try:
         return "transformers", SpecifierSet(text)
     except InvalidSpecifier:
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement as error:
-            message = f"expected a version range such as '>=5.17' or 'torch<2.10', got {text!r}"
-            raise ValueError(message) from error
-        return requirement.name, requirement.specifier
+        return _named_range(text)
+
+
+def _named_range(text: str) -> tuple[str, SpecifierSet]:
+    message = f"expected a version range such as '>=5.17' or 'torch<2.10', got {text!r}"
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement as error:
+        raise ValueError(message) from error
+    if not requirement.specifier or requirement.marker or requirement.extras or requirement.url:
+        raise ValueError(message)
+    return requirement.name, requirement.specifier
 
 
 def apply(report: Report, waivers: Iterable[Waiver], today: dt.date) -> Report:
@@ -133,7 +140,7 @@ def _exercised(report: Report, waiver: Waiver) -> int:
 
 
 def _finding(rule: str, place: int, waiver: Waiver, values: tuple[str, str], message: str) -> Finding:
-    identity = "\0".join((rule, waiver.rule, waiver.candidate, waiver.case, waiver.where, waiver.versions))
+    identity = "\0".join([rule, *(getattr(waiver, name) for name in _IDENTITY)])
     return Finding(
         rule=rule,
         candidate=waiver.candidate,

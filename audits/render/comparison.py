@@ -10,7 +10,7 @@ from assay.audits.terms import Finding, Verdict
 
 
 def render(result: GateResult) -> str:
-    """The result as text: new, worse, disappeared and unsettled first, then what was fixed; empty parts are left out."""
+    """The result as text: new, worse, disappeared and unsettled, then what was fixed; empty parts are left out."""
     return "\n".join(_lines(result)) + "\n"
 
 

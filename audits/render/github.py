@@ -21,7 +21,7 @@ def active(environ: Mapping[str, str]) -> bool:
 
 def commands(report: Report) -> str:
     """One workflow command per finding, the worst first; GitHub shows the first ten of each kind."""
-    return "".join(f"{_annotation(finding)}\n" for finding in tables.worst_first(report.findings))
+    return "".join(f"{_annotation(finding)}\n" for finding in tables.worst_first(tables.legible(report).findings))
 
 
 def summarise(report: Report, environ: Mapping[str, str]) -> None:

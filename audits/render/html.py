@@ -15,6 +15,7 @@ _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 def render(report: Report, pages: Mapping[str, str] | None = None) -> str:
     """The report as HTML. ``pages`` are manual pages by rule, shown in their findings."""
+    report = tables.legible(report)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import re
-from xml.etree import ElementTree as Xml
+from xml.etree import ElementTree as ET  # noqa: N817
 
 from assay.audits.render import tables
 from assay.audits.terms import Check, Finding, Report, Verdict
 
-_ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 
 
 def render(report: Report) -> str:
     """The report as JUnit XML. FAIL is a failure, UNKNOWN an error, WAIVED and inapplicable are skipped."""
-    root = Xml.Element("testsuites", name="assay")
-    for group in tables.groups(report):
+    root = ET.Element("testsuites", name="assay")
+    for group in tables.groups(tables.legible(report)):
         root.append(_suite(group))
     if not len(root):
         root.append(_nothing())
     _count(root)
-    Xml.indent(root)
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{Xml.tostring(root, encoding="unicode")}\n'
+    ET.indent(root)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
 
-def _nothing() -> Xml.Element:
+def _nothing() -> ET.Element:
     """An audit of nothing is not green: a file without tests would be."""
-    suite = Xml.Element("testsuite", name="assay")
-    test = Xml.SubElement(suite, "testcase", classname="assay", name="audit")
-    Xml.SubElement(test, "error", message="nothing was audited", type=Verdict.UNKNOWN.name)
+    suite = ET.Element("testsuite", name="assay")
+    test = ET.SubElement(suite, "testcase", classname="assay", name="audit")
+    ET.SubElement(test, "error", message="nothing was audited", type=Verdict.UNKNOWN.name)
     _count(suite)
     return suite
 
 
-def _suite(group: tables.Group) -> Xml.Element:
-    suite = Xml.Element("testsuite", name=_legal(f"{group.operation}[{group.candidate}]"))
+def _suite(group: tables.Group) -> ET.Element:
+    suite = ET.Element("testsuite", name=f"{group.operation}[{group.candidate}]")
     by_rule: dict[str, list[Finding]] = {}
     for finding in group.findings:
         by_rule.setdefault(finding.rule, []).append(finding)
@@ -45,26 +43,26 @@ def _suite(group: tables.Group) -> Xml.Element:
     return suite
 
 
-def _test(rule: str, group: tables.Group, check: Check | None, findings: list[Finding]) -> Xml.Element:
+def _test(rule: str, group: tables.Group, check: Check | None, findings: list[Finding]) -> ET.Element:
     name = rule.removeprefix(f"{group.operation}.")
-    test = Xml.Element("testcase", classname=_legal(f"{group.operation}.{group.candidate}"), name=_legal(name))
+    test = ET.Element("testcase", classname=f"{group.operation}.{group.candidate}", name=name)
     ranked = tables.worst_first(findings)
     verdict = max([f.verdict for f in findings] + ([check.verdict] if check else []))
     text = "\n\n".join(_told(finding) for finding in ranked)
     if verdict is Verdict.PASS:
         if check and tables.status(check) == "inapplicable":
-            Xml.SubElement(test, "skipped", message=_legal(f"inapplicable: {tables.reasons(check)}"))
+            ET.SubElement(test, "skipped", message=f"inapplicable: {tables.reasons(check)}")
         return test
     tag = {Verdict.FAIL: "failure", Verdict.UNKNOWN: "error", Verdict.WAIVED: "skipped"}[verdict]
     message = ranked[0].message if ranked else "not exercised: no case reached it"
-    element = Xml.SubElement(test, tag, message=_legal(message), type=verdict.name)
-    element.text = _legal(text)
+    element = ET.SubElement(test, tag, message=message, type=verdict.name)
+    element.text = text
     return test
 
 
 def _told(finding: Finding) -> str:
     lines = [
-        f"{finding.verdict.name} {finding.message}",
+        f"{finding.verdict.name} {finding.rule}: {finding.message}",
         f"where: {tables.place(finding)}",
         f"case: {tables.circumstances(finding)}",
         f"measured: {tables.amount(finding.measured)}, limit {tables.amount(finding.limit)}",
@@ -74,12 +72,7 @@ def _told(finding: Finding) -> str:
     return "\n".join(lines)
 
 
-def _count(element: Xml.Element) -> None:
+def _count(element: ET.Element) -> None:
     element.set("tests", str(len(list(element.iter("testcase")))))
     for attribute, tag in _COUNTED.items():
         element.set(attribute, str(len(list(element.iter(tag)))))
-
-
-def _legal(text: str) -> str:
-    """XML 1.0 has no way to write most control characters: they become question marks."""
-    return _ILLEGAL.sub("?", text)

@@ -12,7 +12,7 @@ MARKS = {Verdict.PASS: "✅", Verdict.WAIVED: "🔵", Verdict.UNKNOWN: "❔", Ve
 
 def render(report: Report) -> str:
     """The report as GitHub-flavoured Markdown."""
-    return "\n".join(_lines(report)) + "\n"
+    return "\n".join(_lines(tables.legible(report))) + "\n"
 
 
 def _lines(report: Report) -> Iterator[str]:

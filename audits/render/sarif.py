@@ -18,7 +18,7 @@ _REFERENCE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 
 def render(report: Report, pages: Mapping[str, str] | None = None, version: str = "") -> str:
     """The report as SARIF. ``pages`` are manual pages by rule, ``version`` is that of the tool."""
-    manual = pages or {}
+    report, manual = tables.legible(report), pages or {}
     rules = sorted({check.rule for check in report.checks} | {finding.rule for finding in report.findings})
     driver: dict[str, Any] = {"name": "assay", "rules": [_rule(rule, manual.get(rule, "")) for rule in rules]}
     if version:

@@ -96,6 +96,7 @@ class ReportModel(_Model):
 
 def canonical(report: Report) -> Report:
     """The same report as it is written: sorted, numbers at three significant digits."""
+    report = tables.legible(report)
     findings = (replace(f, measured=_round(f.measured), limit=_round(f.limit)) for f in report.findings)
     return replace(
         report,

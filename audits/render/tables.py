@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from assay.audits.terms import Check, Finding, Report, Verdict
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_ILLEGIBLE = re.compile("[^\t\n\u0020-\u007e\u00a0-\u2027\u202f-\u2065\u2070-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Control and direction characters, surrogates, line separators: all but what prints."""
+_Item = TypeVar("_Item", Finding, Check)
 DIGITS = 3
 """Significant digits of a reported number: more would differ from machine to machine."""
 
@@ -22,6 +27,29 @@ def rounded(number: float) -> float:
 def amount(value: float | str) -> str:
     """A measured value or a limit in words: three significant digits, or the text itself."""
     return value if isinstance(value, str) else f"{value:.{DIGITS}g}"
+
+
+def legible(report: Report) -> Report:
+    """The report without the control characters that foreign text may bring: no output can write or shows them all."""
+    return replace(
+        report,
+        findings=tuple(_cleaned(finding) for finding in report.findings),
+        checks=tuple(
+            replace(_cleaned(check), inapplicable={_clean(why): n for why, n in check.inapplicable.items()})
+            for check in report.checks
+        ),
+        environment={_clean(name): _clean(value) for name, value in report.environment.items()},
+    )
+
+
+def _cleaned(item: _Item) -> _Item:
+    values: dict[str, Any] = {field.name: getattr(item, field.name) for field in fields(item)}
+    cleaned: dict[str, Any] = {name: _clean(v) if isinstance(v, str) else v for name, v in values.items()}
+    return type(item)(**cleaned)
+
+
+def _clean(text: str) -> str:
+    return _ILLEGIBLE.sub("?", text)
 
 
 def number(value: float | str) -> float | None:

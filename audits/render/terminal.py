@@ -32,6 +32,7 @@ def render(report: Report, *, width: int = 100, color: bool = False) -> str:
 
 def show(report: Report, console: Console) -> None:
     """Print the report on a console."""
+    report = tables.legible(report)
     console.print(_overview(report))
     _show_findings(report, console)
     for check in _silent(report):
@@ -51,6 +52,7 @@ def conclude(report: Report, console: Console) -> None:
 
 def findings(report: Report, *, width: int = 100) -> str:
     """The findings alone, as text: what a failed test shows."""
+    report = tables.legible(report)
     out = io.StringIO()
     _show_findings(report, Console(file=out, width=width, color_system=None))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -210,7 +210,10 @@ def _proportional(
     share = _positive("partial_rotary_factor", partial_rotary_factor)
     if share > 1:
         raise ValueError(f"partial_rotary_factor: expected a number in (0, 1], got {share}")
-    turning = torch.arange(dim // 2) < int(share * dim // 2)
+    count = int(share * dim // 2)
+    if not count:
+        raise ValueError(f"partial_rotary_factor: {share} of {dim} channels leaves no lane that turns")
+    turning = torch.arange(dim // 2) < count
     return _geometric(dim, base) * turning / _positive("factor", factor), 1.0
 
 

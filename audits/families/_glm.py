@@ -22,6 +22,9 @@ SPECIAL = (
 )
 IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"
 VIDEO = "<|begin_of_video|><|video|><|end_of_video|>"
+ONE_PLACEHOLDER = (
+    "Images and videos share one placeholder id, so the model refuses a batch that has both (4.57.6 to 5.23.0)."
+)
 VISION: dict[str, Any] = {
     "depth": 2,
     "num_heads": 2,

@@ -17,14 +17,21 @@ if TYPE_CHECKING:
     from ._recipe import Padding, Recipe
 
 
-def process(recipe: Recipe, samples: Sequence[Sample], *, padding: Padding, seed: int) -> dict[str, Any]:
-    """Everything that the processor returns for ``samples``, with each media grid checked against what was asked."""
+def process(
+    recipe: Recipe, samples: Sequence[Sample], *, padding: Padding, seed: int, keys: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Everything that the processor returns for ``samples``, with each media grid checked against what was asked.
+
+    Words, images and sounds of a sample depend on ``seed`` and its key alone (by default its place in the batch).
+    """
     import torch
 
     for sample in samples:
         _check(recipe, sample)
-    arguments = {**_media_arguments(recipe, samples, seed), **(recipe.call(samples) if recipe.call else {})}
-    text = [_prompt(recipe, sample, random.Random(f"{seed} {place}")) for place, sample in enumerate(samples)]
+    more = recipe.call(samples) if recipe.call else {}
+    named = list(zip(keys or range(len(samples)), samples, strict=True))
+    arguments = {**_media_arguments(recipe, named, seed), **more}
+    text = [_prompt(recipe, sample, random.Random(f"{seed} {key}")) for key, sample in named]
     outputs = dict(_processor(recipe)(text=text, padding=True, padding_side=padding, return_tensors="pt", **arguments))
     tensors = {name: torch.as_tensor(value) for name, value in outputs.items() if name.startswith("second_per_grid")}
     outputs.update(tensors)
@@ -43,6 +50,9 @@ def _check(recipe: Recipe, sample: Sample) -> None:
         ):
             message = f"sample {sample}: height and width must be multiples of {recipe.merge_size}, which are merged"
             raise ValueError(message)
+        if isinstance(segment, Video) and segment.steps * recipe.step % recipe.temporal_patch_size:
+            message = f"sample {sample}: {recipe.name} merges {recipe.temporal_patch_size} temporal steps into one"
+            raise ValueError(message)
 
 
 def _prompt(recipe: Recipe, sample: Sample, draw: random.Random) -> str:
@@ -55,31 +65,36 @@ def _prompt(recipe: Recipe, sample: Sample, draw: random.Random) -> str:
     )
 
 
-def _media_arguments(recipe: Recipe, samples: Sequence[Sample], seed: int) -> dict[str, Any]:
+def _media_arguments(recipe: Recipe, named: Sequence[tuple[int, Sample]], seed: int) -> dict[str, Any]:
     """``images``, ``videos`` with their metadata, and ``audio``, flat over the batch in reading order."""
-    draw = np.random.default_rng(seed)
-    segments = [segment for sample in samples for segment in sample.segments]
+    drawn = [
+        (part, np.random.default_rng([seed, key, place]))
+        for key, sample in named
+        for place, part in enumerate(sample.segments)
+    ]
     side = recipe.patch_size
-    images = [_media.image(part.height * side, part.width * side, draw) for part in segments if isinstance(part, Image)]
-    clips = [part for part in segments if isinstance(part, Video)]
-    sounds = [part for part in segments if isinstance(part, Audio)]
+    images = [_media.image(part.height * side, part.width * side, draw) for part, draw in drawn if isinstance(part, Image)]
+    clips = [(part, draw) for part, draw in drawn if isinstance(part, Video)]
+    sounds = [(part, draw) for part, draw in drawn if isinstance(part, Audio)]
     arguments: dict[str, Any] = {"images": images} if images else {}
     if clips:
-        step = recipe.temporal_patch_size
+        step = recipe.step
         arguments["videos"] = [
-            _media.video(clip.steps * step, clip.height * side, clip.width * side, draw) for clip in clips
+            _media.video(clip.steps * step, clip.height * side, clip.width * side, draw) for clip, draw in clips
         ]
-        arguments["video_metadata"] = [_metadata(clip, step, side) for clip in clips]
+        arguments["video_metadata"] = [_metadata(clip, step, side) for clip, _ in clips]
         arguments["do_sample_frames"] = False
         if not _release.within(">=5.0.0.dev0"):
-            arguments["fps"] = [clip.frames_per_second for clip in clips]
+            arguments["fps"] = [clip.frames_per_second for clip, _ in clips]
     if sounds:
-        arguments["audio"] = [_media.sound(round(part.seconds * recipe.sampling_rate), draw) for part in sounds]
+        arguments["audio"] = [
+            _media.sound(round(part.seconds * recipe.sampling_rate), draw) for part, draw in sounds
+        ]
     return arguments
 
 
-def _metadata(clip: Video, temporal_patch_size: int, side: int) -> dict[str, Any]:
-    frames = clip.steps * temporal_patch_size
+def _metadata(clip: Video, step: int, side: int) -> dict[str, Any]:
+    frames = clip.steps * step
     return {
         "total_num_frames": frames,
         "fps": clip.frames_per_second,
@@ -105,7 +120,9 @@ def _assembled(recipe: Recipe) -> Any:
 
     parts: dict[str, Any] = {"tokenizer": recipe.tokenizer(), "image_processor": image_processor(recipe)}
     if recipe.video:
-        parts["video_processor"] = FrameProcessor(recipe.patch_size, recipe.merge_size, recipe.temporal_patch_size)
+        parts["video_processor"] = FrameProcessor(
+            recipe.patch_size, recipe.merge_size, recipe.temporal_patch_size, recipe.step
+        )
     if recipe.parts:
         parts.update(recipe.parts(recipe))
     return _lenient(getattr(transformers, recipe.processor))(**parts)
@@ -117,13 +134,14 @@ def image_processor(recipe: Recipe) -> Any:
 
     pil = _release.within(">=5.0.0.dev0") and hasattr(transformers, f"{recipe.image_processor}Pil")
     cls = getattr(transformers, recipe.image_processor + ("Pil" if pil else ""))
-    return cls(
-        do_resize=False,
-        patch_size=recipe.patch_size,
-        merge_size=recipe.merge_size,
-        temporal_patch_size=recipe.temporal_patch_size,
+    settings = {
+        "do_resize": False,
+        "patch_size": recipe.patch_size,
+        "merge_size": recipe.merge_size,
+        "temporal_patch_size": recipe.temporal_patch_size,
         **(recipe.image_settings or {}),
-    )
+    }
+    return cls(**settings)
 
 
 def _lenient(cls: type[Any]) -> type[Any]:

@@ -39,6 +39,8 @@ HYBRID: dict[str, Any] = {
 }
 """Text with gated linear attention in its first layer (Qwen3.5 and later)."""
 
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+
 
 def special_ids(token_id: TokenId) -> dict[str, int]:
     """The ids that a Qwen configuration asks for."""

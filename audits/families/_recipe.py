@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..terms import Family
 from . import _release
 from .samples import Sample, parse
+from .sites import Sites
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,7 @@ class Recipe:
     tiny configuration from the vocabulary size and a function from special token to id. ``image``, ``video`` and
     ``audio`` are what a prompt writes for one of them. ``parts`` makes further arguments of the processor,
     ``call`` further keyword arguments of its call, ``drop`` names outputs that the model does not take.
+    ``frames_per_step`` is how many frames make one step of ``video_grid_thw``, where not ``temporal_patch_size``.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Recipe:
     audio: str = ""
     merge_size: int = 2
     temporal_patch_size: int = 2
+    frames_per_step: int = 0
     sampling_rate: int = 16_000
     attributes: tuple[tuple[str, str], ...] = ()
     image_settings: Mapping[str, Any] | None = None
@@ -47,14 +51,26 @@ class Recipe:
     drop: tuple[str, ...] = ()
 
     @property
-    def builder(self) -> Callable[[int], Any]:
-        """``Family.build`` of this recipe."""
-        return partial(build, self)
+    def step(self) -> int:
+        """Frames per temporal step of a video grid."""
+        return self.frames_per_step or self.temporal_patch_size
 
     @property
-    def batcher(self) -> Callable[..., dict[str, Any]]:
-        """``Family.batch`` of this recipe."""
-        return partial(batch, self)
+    def modalities(self) -> tuple[str, ...]:
+        """What a prompt of the family can hold besides text."""
+        return tuple(name for name in ("image", "video", "audio") if getattr(self, name))
+
+    def family(self, *, layout: str, sites: Sites | None = None, **more: Any) -> Family:
+        """The :class:`Family` of this recipe; ``more`` are further fields of it (``pairing``, ``releases``, ...)."""
+        return Family(
+            name=self.name,
+            modalities=self.modalities,
+            build=partial(build, self),
+            batch=partial(batch, self),
+            sites=sites or Sites(),
+            layout=layout,
+            **{"model_type": self.name, "rule": self.name, **more},
+        )
 
     def tokenizer(self) -> Any:
         """The family's tokenizer, the same object for every call in a process."""
@@ -88,6 +104,7 @@ def batch(
     *,
     padding: Padding = "right",
     seed: int = 0,
+    keys: Sequence[int] = (),
     dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of ``model.forward`` for ``samples``, made by the family's own processor; no labels.
@@ -99,7 +116,7 @@ def batch(
 
     from ._processor import process
 
-    outputs = process(recipe, [parse(sample) for sample in samples], padding=padding, seed=seed)
+    outputs = process(recipe, [parse(sample) for sample in samples], padding=padding, seed=seed, keys=keys)
     dtype = dtype or next(model.parameters()).dtype
     kept = {name: value for name, value in outputs.items() if name not in recipe.drop}
     for name, value in kept.items():

@@ -24,6 +24,7 @@ class FrameProcessor:
     patch_size: int
     merge_size: int
     temporal_patch_size: int
+    frames_per_step: int
     mean: Any = field(default_factory=lambda: MEAN)
     deviation: Any = field(default_factory=lambda: DEVIATION)
     fps: float = 2.0
@@ -47,7 +48,7 @@ class FrameProcessor:
     def _patches(self, video: Any) -> tuple[Any, tuple[int, int, int]]:
         """Order: time, block row, block column, row in block, column in block; values: channel, time, row, column."""
         frames, height, width, channels = video.shape
-        patch, merge, step = self.patch_size, self.merge_size, self.temporal_patch_size
+        patch, merge, step = self.patch_size, self.merge_size, self.frames_per_step
         grid = (frames // step, height // patch, width // patch)
         values = (video.astype(np.float32) / np.float32(255) - self.mean) / self.deviation
         split = values.reshape(grid[0], step, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch, channels)

@@ -42,5 +42,14 @@ def families() -> dict[str, Family | str]:
     return {name: family(name) for name in installed_families()}
 
 
-UNBUILT: dict[str, str] = {}
-"""Families that are known and cannot be built, each with the reason."""
+_ONE_AXIS = "its text model has one position axis, so there is no multi-axis rotary to audit (its vision tower has)"
+
+UNBUILT: dict[str, str] = {
+    "glm_image": "glm_image: generates images: its processor appends the grid of a picture to be drawn to every prompt",
+    "minicpmv4_7": "minicpmv4_7: cuts images into slices; positions of slices are not expressible as one grid per image",
+    "neomme": "neomme: an encoder of either a text or one page; its positions come from the processor, not the model",
+    "exaone4_5": f"exaone4_5: {_ONE_AXIS}",
+    "lfm3_vl": f"lfm3_vl: {_ONE_AXIS}",
+    "video_llama_3": f"video_llama_3: {_ONE_AXIS}",
+}
+"""Families that are known and have no tiny model here, each with the reason."""

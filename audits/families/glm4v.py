@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..terms import Family
-from ._glm import VISION, glm_v, special_ids, text_config
+from ._glm import ONE_PLACEHOLDER, VISION, glm_v, special_ids, text_config
 from ._recipe import TokenId
-from .sites import Sites
 
 
 def config(vocabulary: int, token_id: TokenId) -> Any:
@@ -23,16 +21,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = glm_v("glm4v", "Glm4vForConditionalGeneration", config)
 
-FAMILY = Family(
-    name="glm4v",
-    model_type="glm4v",
-    modalities=("image", "video"),
-    build=RECIPE.builder,
-    batch=RECIPE.batcher,
-    sites=Sites(package="glm4v.modeling_glm4v"),
-    rule="glm4v",
-    layout="chunked",
-    pairing="adjacent",
-    exclusive=True,
-    notes="Images and videos share one placeholder id: a batch with both is refused by the model (4.57.6 to 5.23.0).",
-)
+FAMILY = RECIPE.family(layout="chunked", pairing="adjacent", exclusive=True, notes=ONE_PLACEHOLDER)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..terms import Family
 from ._qwen import VISION, qwen_vl, special_ids, text_config
 from ._recipe import TokenId
-from .sites import Sites
 
 
 def config(vocabulary: int, token_id: TokenId) -> Any:
@@ -23,13 +21,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = qwen_vl("qwen2_vl", "Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", config, patch_size=4)
 
-FAMILY = Family(
-    name="qwen2_vl",
-    model_type="qwen2_vl",
-    modalities=("image", "video"),
-    build=RECIPE.builder,
-    batch=RECIPE.batcher,
-    sites=Sites(package="qwen2_vl.modeling_qwen2_vl"),
-    rule="qwen2_vl",
-    layout="chunked",
-)
+FAMILY = RECIPE.family(layout="chunked")

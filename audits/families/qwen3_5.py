@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..terms import Family
 from ._qwen import HYBRID, VISION, VISION_3, qwen_vl, special_ids, text_config
 from ._recipe import TokenId
-from .sites import Sites
 
 
 def config(vocabulary: int, token_id: TokenId) -> Any:
@@ -31,14 +29,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = qwen_vl("qwen3_5", "Qwen3_5ForConditionalGeneration", "Qwen3VLProcessor", config, patch_size=4)
 
-FAMILY = Family(
-    name="qwen3_5",
-    model_type="qwen3_5",
-    modalities=("image", "video"),
-    build=RECIPE.builder,
-    batch=RECIPE.batcher,
-    sites=Sites(package="qwen3_5.modeling_qwen3_5"),
-    rule="qwen3_5",
-    layout="interleaved",
-    releases=">=5.2",
-)
+FAMILY = RECIPE.family(layout="interleaved", releases=">=5.2")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..terms import Family
 from ._qwen import VISION, VISION_3, qwen_vl, special_ids, text_config
 from ._recipe import TokenId
-from .sites import Sites
 
 
 def config(vocabulary: int, token_id: TokenId) -> Any:
@@ -25,13 +23,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = qwen_vl("qwen3_vl", "Qwen3VLForConditionalGeneration", "Qwen3VLProcessor", config, patch_size=4)
 
-FAMILY = Family(
-    name="qwen3_vl",
-    model_type="qwen3_vl",
-    modalities=("image", "video"),
-    build=RECIPE.builder,
-    batch=RECIPE.batcher,
-    sites=Sites(package="qwen3_vl.modeling_qwen3_vl"),
-    rule="qwen3_vl",
-    layout="interleaved",
-)
+FAMILY = RECIPE.family(layout="interleaved")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any
 
 ROPE_INDEX = "get_rope_index"
@@ -13,13 +13,13 @@ ROPE_INDEX = "get_rope_index"
 
 @dataclass(frozen=True, kw_only=True)
 class Sites:
-    """Paths from the model that ``Family.build`` returns. Where releases differ, alternatives in order of preference.
+    """Paths from the model that ``Family.build`` returns. Where releases differ, alternatives in order of preference;
+    where a family has none (a vision tower with learned positions only), an empty tuple.
 
-    ``package`` is the family's module (``qwen2_vl.modeling_qwen2_vl``), in which ``text_apply`` and ``vision_apply``
-    name the functions that rotate queries and keys.
+    ``text_apply`` and ``vision_apply`` name the functions that rotate queries and keys, as the attention's own module
+    calls them.
     """
 
-    package: str
     text_model: tuple[str, ...] = ("model.language_model",)
     text_rotary: tuple[str, ...] = ("model.language_model.rotary_emb",)
     positions: tuple[str, ...] = ("model",)
@@ -30,7 +30,8 @@ class Sites:
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """The live objects. What a release lacks is None, and ``missing`` says in words what and why.
+    """The live objects. What the family never has is None; what it should have and this release lacks is None, and
+    ``missing`` says so in words.
 
     ``text_apply_name`` and ``vision_apply_name`` are ``module:function``: what a patch has to replace.
     """
@@ -51,14 +52,15 @@ def resolve(model: Any, sites: Sites) -> Resolved:
     """Look every site up in ``model``."""
     missing: list[str] = []
     text_model = _module(model, sites.text_model, "text model", missing)
-    owner = _module(model, sites.positions, "owner of get_rope_index", missing)
+    owners = [_module(model, (path,), "owner of get_rope_index", []) for path in sites.positions]
+    owner = next((owner for owner in owners if hasattr(owner, ROPE_INDEX)), None)
     positions = getattr(owner, ROPE_INDEX, None)
-    if owner is not None and positions is None:
-        missing.append(f"positions: {type(owner).__name__} has no {ROPE_INDEX}")
+    if positions is None and sites.positions:
+        missing.append(f"positions: none of {', '.join(map(repr, sites.positions))} has {ROPE_INDEX}")
     vision_rotary = _module(model, sites.vision_rotary, "vision rotary", missing)
-    text_apply, text_name = _function(sites, sites.text_apply, text_model, "text rotation", missing)
+    text_apply, text_name = _function(sites.text_apply, text_model, "text rotation", missing)
     vision = _parent(model, sites.vision_rotary)
-    vision_apply, vision_name = _function(sites, sites.vision_apply, vision, "vision rotation", missing)
+    vision_apply, vision_name = _function(sites.vision_apply, vision, "vision rotation", missing)
     return Resolved(
         text_model=text_model,
         text_rotary=_module(model, sites.text_rotary, "text rotary", missing),
@@ -88,12 +90,25 @@ def rotary_parameters(model: Any, sites: Sites) -> RotaryParameters:
     rotary = _module(model, sites.text_rotary, "text rotary", missing := [])
     if rotary is None:
         raise LookupError(missing[0])
+    if not hasattr(rotary, "inv_freq"):
+        return _of_layer_type(rotary)
     sections = getattr(rotary, "mrope_section", None) or _configured_sections(rotary.config)
+    return _parameters(rotary.inv_freq, sections, rotary.attention_scaling)
+
+
+def _of_layer_type(rotary: Any) -> RotaryParameters:
+    """A rotary with parameters of its own for each type of layer: those of the first type, by name, that is rotated."""
+    kind = min(rotary.rope_type)
+    sections = getattr(rotary, "mrope_section", {}).get(kind, ())
+    return _parameters(getattr(rotary, f"{kind}_inv_freq"), sections, getattr(rotary, f"{kind}_attention_scaling"))
+
+
+def _parameters(inv_freq: Any, sections: Iterable[Any], attention_scaling: float) -> RotaryParameters:
     return RotaryParameters(
-        inv_freq=rotary.inv_freq,
+        inv_freq=inv_freq,
         sections=tuple(int(section) for section in sections),
-        rotary_dim=2 * rotary.inv_freq.numel(),
-        attention_scaling=float(rotary.attention_scaling),
+        rotary_dim=2 * inv_freq.numel(),
+        attention_scaling=float(attention_scaling),
     )
 
 
@@ -108,12 +123,14 @@ def _configured_sections(config: Any) -> tuple[int, ...]:
 
 
 def _module(model: Any, paths: tuple[str, ...], what: str, missing: list[str]) -> Any:
+    if not paths:
+        return None
     for path in paths:
         try:
             return model.get_submodule(path)
         except AttributeError:
             continue
-    missing.append(f"{what}: {type(model).__name__} has no {' or '.join(paths) or 'such module'}")
+    missing.append(f"{what}: {type(model).__name__} has no {' or '.join(paths)}")
     return None
 
 
@@ -122,22 +139,23 @@ def _parent(model: Any, paths: tuple[str, ...]) -> Any:
 
 
 def _function(
-    sites: Sites, names: tuple[str, ...], under: Any, what: str, missing: list[str]
+    names: tuple[str, ...], under: Any, what: str, missing: list[str]
 ) -> tuple[Callable[..., Any] | None, str]:
     """The first of ``names`` that code of the modules under ``under`` really reads as a global: not merely defined."""
-    module_name = f"transformers.models.{sites.package}"
-    module = sys.modules.get(module_name)
     for name in names:
-        if hasattr(module, name) and under is not None and _reads(under, name):
-            return getattr(module, name), f"{module_name}:{name}"
-    missing.append(
-        f"{what}: no attention of the model calls {' or '.join(names) or 'a known function'} of {module_name}"
-    )
+        for code, namespace in _forwards(under):
+            if name in code.co_names and name in namespace:
+                return namespace[name], f"{namespace['__name__']}:{name}"
+    if names:
+        where = type(under).__name__ if under is not None else "the model"
+        missing.append(f"{what}: no attention of {where} calls {' or '.join(names)}")
     return None, ""
 
 
-def _reads(root: Any, name: str) -> bool:
-    """Whether the ``forward`` of some module under ``root`` mentions the global ``name``."""
-    kinds = {type(module) for module in root.modules()}
-    codes = (getattr(inspect.unwrap(kind.forward), "__code__", None) for kind in kinds)
-    return any(code is not None and name in code.co_names for code in codes)
+def _forwards(root: Any) -> Iterator[tuple[CodeType, dict[str, Any]]]:
+    """Code and globals of the undecorated ``forward`` of each class of module under ``root``."""
+    kinds = {type(module): None for module in root.modules()} if root is not None else {}
+    for kind in kinds:
+        forward = inspect.unwrap(kind.forward)
+        if hasattr(forward, "__code__"):
+            yield forward.__code__, forward.__globals__

@@ -1,0 +1,26 @@
+"""Qwen3-VL with a mixture of experts in the text model; positions and sections are those of Qwen3-VL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._qwen import EXPERTS, VISION, VISION_3, qwen_vl, special_ids, text_config
+from ._recipe import TokenId
+
+
+def config(vocabulary: int, token_id: TokenId) -> Any:
+    """Four experts of which two are used per token, in both text layers."""
+    from transformers import Qwen3VLMoeConfig
+
+    return Qwen3VLMoeConfig(
+        text_config=text_config(
+            vocabulary, token_id, theta=5e6, sections=(7, 5, 4), mrope_interleaved=True, head_dim=32, **EXPERTS
+        ),
+        vision_config={**VISION, **VISION_3, "deepstack_visual_indexes": [0, 1]},
+        **special_ids(token_id),
+    )
+
+
+RECIPE = qwen_vl("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", "Qwen3VLProcessor", config, patch_size=4)
+
+FAMILY = RECIPE.family(layout="interleaved")

@@ -20,10 +20,10 @@ def is_token_major(x: Tensor) -> bool:
 
 
 def _fresh(x: Tensor, token_major: bool) -> Tensor:
+    """Memory for x in the asked-for layout, no view, since autograd restricts what may be done to an output that is."""
     batch, heads, tokens, dim = x.shape
-    if token_major:
-        return x.new_empty((batch, tokens, heads, dim)).transpose(1, 2)
-    return x.new_empty((batch, heads, tokens, dim))
+    head, token = (dim, heads * dim) if token_major else (tokens * dim, dim)
+    return x.new_empty_strided((batch, heads, tokens, dim), (heads * tokens * dim, head, token, 1))
 
 
 def _require_runnable(x: Tensor) -> None:

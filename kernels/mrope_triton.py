@@ -374,7 +374,7 @@ def launch_tables(
     if not cos_out.numel():
         return
     lanes = triton.next_power_of_2(inv_freq.numel())
-    block_t = max(1, 512 // lanes)
+    block_t = max(1, _WARPS * 32 * 16 // cos_out.element_size() // lanes)  # 16 bytes per thread and store
     strides = (positions.stride(0), positions.stride(1), positions.stride(2), 1)
     with torch.cuda.device(positions.device) if positions.is_cuda else nullcontext():
         tables_kernel[(batch * triton.cdiv(seq_len, block_t),)](

@@ -35,11 +35,20 @@ def page(name: str) -> str:
     for wanted in (name, name.rpartition(".")[2]):
         found = [text for key, text in pages.items() if key == wanted or ("." in key and key.endswith(f".{wanted}"))]
         if found:
-            return "\n\n".join(dict.fromkeys(found))
+            return "\n\n".join(_told_once(found))
     close = difflib.get_close_matches(name, list(pages), n=5, cutoff=0.4)
     tail = f"; did you mean {', '.join(close)}?" if close else ""
     message = f"no rule, law, fault, operation or component named {name!r}{tail} `assay list` shows what there is"
     raise BadUsage(message)
+
+
+def _told_once(found: list[str]) -> Iterator[str]:
+    """Pages that differ in their first line alone, the name, become one page with all the names."""
+    names: dict[str, list[str]] = {}
+    for text in found:
+        name, _, body = text.partition("\n")
+        names.setdefault(body, []).append(name)
+    yield from (f"{', '.join(heads)}\n{body}".rstrip() for body, heads in names.items())
 
 
 def pages(report: Report) -> Mapping[str, str]:

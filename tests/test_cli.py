@@ -326,7 +326,7 @@ def test_list_tells_what_each_is(capsys: pytest.CaptureFixture[str], kind: str) 
     ("name", "told"),
     [
         ("mrope.rotate.parity", "mrope.rotate.parity\n"),
-        ("parity", "mrope.rotate.parity\n"),
+        ("parity", "mrope.rotate.parity, mrope.positions.parity"),
         ("mrope.rotate", "Laws:"),
         ("mrope", "Operations:"),
         ("mrope.rotate.raises", "raises\n"),

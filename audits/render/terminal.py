@@ -39,6 +39,7 @@ def show(report: Report, console: Console) -> None:
         console.print(_silence(check))
     for line in _inapplicable(report):
         console.print(line)
+    console.print()
     conclude(report, console)
 
 
@@ -46,7 +47,7 @@ def conclude(report: Report, console: Console) -> None:
     """Print the last line: the verdict and the counts."""
     empty = "; nothing was audited" if not report.checks else ""
     scope = " (filtered run)" if report.filtered else ""
-    line = Text.assemble("\n", _verdict(report.verdict), f"  {tables.counts_line(report)}{empty}{scope}")
+    line = Text.assemble(_verdict(report.verdict), f"  {tables.counts_line(report)}{empty}{scope}")
     console.print(line, soft_wrap=True)
 
 
@@ -97,7 +98,9 @@ def _finding(finding: Finding) -> RenderableType:
     table.add_column(overflow="fold")
     for name, value in _rows(finding):
         table.add_row(name, Text(value))
-    return Group(title, Padding(Text(finding.message), (0, 0, 0, 2)), Padding(table, (0, 0, 0, 2)))
+    return Group(
+        title, Padding(Text(finding.message), (0, 0, 0, 2), expand=False), Padding(table, (0, 0, 0, 2), expand=False)
+    )
 
 
 def _rows(finding: Finding) -> Iterator[tuple[str, str]]:

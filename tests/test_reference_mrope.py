@@ -283,3 +283,114 @@ def test_hunyuan_of_transformers_splits_the_two_channels_of_a_lane_between_axes(
     cos, sin = rotary(x, torch.tensor([3, 5, 7, 1])[:, None, None])
     turned, _ = module.apply_rotary_pos_emb(x, x, cos, sin)
     assert abs(float(turned.norm() / x.norm()) - 1) > 0.01
+
+
+USUAL_TABLES: dict[str, Any] = {
+    "positions": torch.zeros(3, 1, 2, dtype=torch.int64),
+    "inv_freq": torch.ones(4, dtype=torch.float64),
+    "axes": torch.tensor([0, 0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "name"),
+    [
+        ({"positions": [[[0]]]}, TypeError, "positions"),
+        ({"positions": torch.zeros(3, 1, 2, dtype=torch.bool)}, TypeError, "positions"),
+        ({"positions": torch.zeros(3, 2, dtype=torch.int64)}, ValueError, "positions"),
+        ({"positions": torch.zeros(0, 1, 2, dtype=torch.int64)}, ValueError, "positions"),
+        ({"inv_freq": torch.ones(4, dtype=torch.int64)}, TypeError, "inv_freq"),
+        ({"inv_freq": torch.ones(4, 1)}, ValueError, "inv_freq"),
+        ({"inv_freq": torch.ones(0)}, ValueError, "inv_freq"),
+        ({"axes": torch.tensor([0.0, 0.0, 1.0, 2.0])}, TypeError, "axes"),
+        ({"axes": torch.tensor([0, 0, 1, 2], dtype=torch.int32)}, TypeError, "axes"),
+        ({"axes": torch.tensor([0, 0, 1])}, ValueError, "axes"),
+        ({"axes": torch.tensor([0, 0, 1, 3])}, ValueError, "axes"),
+        ({"axes": torch.tensor([0, 0, 1, -1])}, ValueError, "axes"),
+        ({"attention_scaling": float("nan")}, ValueError, "attention_scaling"),
+    ],
+)
+def test_bad_arguments_of_tables_are_named(arguments: dict[str, Any], error: type[Exception], name: str) -> None:
+    with pytest.raises(error, match=f"^{name}"):
+        mrope.tables(**(USUAL_TABLES | arguments))
+
+
+@pytest.mark.parametrize(
+    ("x", "cos", "sin", "error", "name"),
+    [
+        ((1, 2, 3, 8), (1, 3, 5), (1, 3, 5), ValueError, "cos"),
+        ((1, 2, 3, 8), (1, 3, 0), (1, 3, 0), ValueError, "cos"),
+        ((1, 2, 3, 8), (1, 2, 4), (1, 2, 4), ValueError, "cos"),
+        ((2, 2, 3, 8), (1, 3, 4), (1, 3, 4), ValueError, "cos"),
+        ((1, 2, 3, 8), (3, 4), (3, 4), ValueError, "cos"),
+        ((1, 2, 3, 8), (1, 3, 4), (1, 3, 3), ValueError, "sin"),
+        ((2, 3, 8), (1, 3, 4), (1, 3, 4), ValueError, "x"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(x: Any, cos: Any, sin: Any, error: type[Exception], name: str) -> None:
+    with pytest.raises(error, match=f"^{name}"):
+        mrope.rotate(torch.zeros(x), torch.zeros(cos), torch.zeros(sin))
+
+
+def test_dtypes_are_not_mixed_in_silence() -> None:
+    x, table = torch.zeros(1, 2, 3, 8), torch.zeros(1, 3, 4)
+    with pytest.raises(TypeError, match=r"^cos: expected torch\.float32"):
+        mrope.rotate(x, table.double(), table)
+    with pytest.raises(TypeError, match=r"^sin"):
+        mrope.rotate(x, table, table.bfloat16())
+    with pytest.raises(TypeError, match=r"^x"):
+        mrope.rotate(x.long(), table, table)
+    with pytest.raises(TypeError, match=r"^k"):
+        mrope.apply(x, x.double(), torch.zeros(3, 1, 3, dtype=torch.int64), torch.ones(4), torch.tensor([0, 0, 1, 2]))
+    with pytest.raises(ValueError, match=r"^sin"):
+        mrope.expand_tables(table, table[..., :3], "half")
+    for bad, error in ((7, ValueError), (0, ValueError), (8.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="rotary_dim"):
+            mrope.lane_channels("half", bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="multiple of 4"):
+        mrope.lane_channels("half_per_axis", 6)
+    with pytest.raises(ValueError, match="pairing"):
+        mrope.lane_channels("thirds", 6)
+    with pytest.raises(TypeError, match="sections"):
+        mrope.lane_axes("chunked", [2.0, 1, 1])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7])
+def test_empty_and_strided_inputs(tokens: int) -> None:
+    """Zero tokens come back as zero tokens, and a view of a packed tensor gives what its copy gives."""
+    packed = torch.randn(2, tokens, 3, 3, 16, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    q, k = packed[:, :, 0].transpose(1, 2), packed[:, :, 1].transpose(1, 2)
+    where = random_positions(3, 2, tokens, seed=9, high=2_000_000)
+    inv_freq, _ = inverse_frequencies(12, base=1e4)
+    axes = mrope.lane_axes("interleaved", [2, 2, 2])
+    views = mrope.apply(q, k, where, inv_freq, axes)
+    copies = mrope.apply(q.contiguous(), k.contiguous(), where, inv_freq, axes)
+    for view, copy, source in zip(views, copies, (q, k), strict=True):
+        assert view.shape == source.shape
+        assert torch.equal(view, copy)
+        assert torch.equal(view[..., 12:], source[..., 12:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_float_dtype_stays_what_it_is(dtype: torch.dtype) -> None:
+    x = torch.ones(1, 1, 2, 8, dtype=dtype)
+    inv_freq, _ = inverse_frequencies(8, base=1e4)
+    where = torch.full((3, 1, 2), 40_000)
+    turned, _ = mrope.apply(x, x, where, inv_freq, mrope.lane_axes("chunked", [2, 1, 1]), attention_scaling=0.5)
+    assert turned.dtype == dtype
+    truth, _ = mrope.apply(
+        *[x.double()] * 2, where, inv_freq, mrope.lane_axes("chunked", [2, 1, 1]), attention_scaling=0.5
+    )
+    # Tables rounded once, two products and a sum of numbers of at most 1/2 each.
+    assert float((turned.double() - truth).abs().max()) <= 3 * torch.finfo(dtype).eps
+
+
+def test_text_alone_is_ordinary_rope() -> None:
+    """Equal ids on all axes: every layout is the same rotation, that of one axis."""
+    inv_freq, _ = inverse_frequencies(24, base=1e4)
+    x = torch.randn(1, 2, 9, 24, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    index = torch.arange(9).expand(3, 1, 9)
+    plain, _ = mrope.apply(x, x, index[:1], inv_freq, torch.zeros(12, dtype=torch.int64))
+    for layout in ("chunked", "interleaved", "alternating"):
+        turned, _ = mrope.apply(x, x, index, inv_freq, mrope.lane_axes(layout, [4, 4, 4]))
+        assert torch.equal(turned, plain)

@@ -100,3 +100,24 @@ def candidates(operation_name: str) -> tuple[Candidate, ...]:
     found = operation(operation_name)
     offered = getattr(_load(found.component, "operations"), "CANDIDATES", ())
     return tuple(item for item in offered if item.operation == operation_name)
+
+
+def family_candidate(operation_name: str, family: str, patch: str = "") -> Candidate | None:
+    """What a family of the installed transformers offers for an operation; None where that is nothing.
+
+    ``patch`` is ``package.module:apply`` of a user's patch, empty for the model as it is.
+    """
+    found = operation(operation_name)
+    offered = getattr(_load(found.component, "operations"), "family_candidate", None)
+    candidate: Candidate | None = offered(operation_name, family, patch) if offered else None
+    return candidate
+
+
+def families() -> Mapping[str, str]:
+    """Every multi-axis family of the installed transformers, with what can be audited of it, or why nothing can."""
+    from assay.audits.families import discovery
+
+    return {
+        name: found if isinstance(found, str) else f"{found.layout}, {', '.join(('text', *found.modalities))}"
+        for name, found in discovery.families().items()
+    }

@@ -193,6 +193,25 @@ class Foreign:
         self.close()
 
 
+def parameters(server: Server, ref: str) -> tuple[str, ...]:
+    """Parameter names of ``package.module:function``. ValueError when it cannot be imported or has no signature."""
+    pid, connection = server.fork(limit_memory=True)
+    try:
+        connection.settimeout(START_SECONDS)
+        wire.send(connection, {"op": "describe", "ref": ref})
+        answer = wire.receive(connection)
+    except (EOFError, OSError) as error:
+        message = f"importing {ref} ended the process"
+        raise ValueError(message) from error
+    finally:
+        connection.close()
+        server.reap(pid)
+    if "raised" in answer:
+        message = f"cannot import {ref}: {answer['raised']}"
+        raise ValueError(message)
+    return tuple(answer["parameters"])
+
+
 def _uses_cuda(target: Mapping[str, Any]) -> bool:
     return str(target.get("device", "cpu")).startswith("cuda")
 

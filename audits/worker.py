@@ -106,6 +106,9 @@ def _answer(connection: socket.socket, paths: list[str], output: Any) -> None:
             request = wire.receive(connection)
         except EOFError:
             return
+        if request["op"] == "describe":
+            wire.send(connection, _described(request["ref"]))
+            continue
         if request["op"] == "load":
             outcome, implementation = _load(request["target"], request["form"])
         else:
@@ -127,6 +130,17 @@ def _load(target: dict[str, Any], form: str) -> tuple[Outcome, Implementation | 
 
         kind = "exit" if isinstance(error, SystemExit) else type(error).__name__
         return Outcome(raised=Raised(kind, str(error)[:MAX_TEXT], traceback.format_exc()[-MAX_TEXT:])), None
+
+
+def _described(ref: str) -> dict[str, Any]:
+    import inspect
+
+    from assay.audits import resolve
+
+    try:
+        return {"parameters": list(inspect.signature(resolve.imported(ref)).parameters)}
+    except BaseException as error:  # noqa: BLE001 - importing foreign code may raise anything
+        return {"raised": f"{type(error).__name__}: {error}"[:MAX_TEXT]}
 
 
 def _reply(connection: socket.socket, outcome: Outcome, sites: dict[str, int], stdout: str) -> None:

@@ -90,7 +90,10 @@ class Positions:
 def _masks_first(function: Any) -> bool:
     """Whether a method subtracts the length without padding: said by its source, which differs between releases."""
     source = inspect.getsource(function)
-    return "len(total_input_ids[i])" not in source and "input_ids.shape[1]" not in source.split("mrope_position_deltas")[-2]
+    return (
+        "len(total_input_ids[i])" not in source
+        and "input_ids.shape[1]" not in source.split("mrope_position_deltas")[-2]
+    )
 
 
 def configure(config: Any, inputs: Any) -> None:
@@ -111,35 +114,48 @@ def _parts(config: Any) -> list[Any]:
     return [config] + [part for item in nested if item is not None for part in _parts(item)]
 
 
+SPECIAL = {
+    "image": ("image_token_id", "image_token_index", "im_patch_id"),
+    "video": ("video_token_id", "video_token_index"),
+    "audio": ("audio_token_id", "audio_token_index"),
+    "vision_start": ("vision_start_token_id", "image_start_token_id"),
+    "vision_end": ("vision_end_token_id", "image_end_token_id"),
+    "audio_start": ("audio_start_token_id",),
+    "audio_end": ("audio_end_token_id",),
+    "video_start": ("video_start_token_id",),
+    "video_end": ("video_end_token_id",),
+}
+"""What configurations call the ids of special tokens."""
+
+
+def special_id(config: Any, role: str) -> int:
+    """The id of a special token by its configuration; one that nothing uses where the configuration has none."""
+    for part in _parts(config):
+        for name in SPECIAL[role]:
+            if isinstance(getattr(part, name, None), int):
+                return int(getattr(part, name))
+    return TEXT_OFFSET + 5000 + list(SPECIAL).index(role)
+
+
 def _translated(ids: Tensor, config: Any, family: Family) -> Tensor:
     """Our ids as those of a model: special ones by its configuration, text moved out of the way."""
     from assay.audits.components.mrope import stream
 
-    image = _id(config, "image_token_id", "image_token_index", "im_patch_id")
-    names = {
-        stream.PAD: 0,
-        stream.START: _id(config, "vision_start_token_id", "image_start_token_id"),
-        stream.END: _id(config, "vision_end_token_id", "image_end_token_id"),
-        stream.IMAGE: image,
-        stream.VIDEO: image if family.rule in stream.MARKED_VIDEOS else _id(config, "video_token_id", "video_token_index"),
-        stream.AUDIO: _id(config, "audio_token_id", "audio_token_index"),
-        stream.AUDIO_START: _id(config, "audio_start_token_id"),
-        stream.AUDIO_END: _id(config, "audio_end_token_id"),
-        stream.VIDEO_START: _id(config, "video_start_token_id"),
-        stream.VIDEO_END: _id(config, "video_end_token_id"),
+    roles = {
+        stream.START: "vision_start",
+        stream.END: "vision_end",
+        stream.IMAGE: "image",
+        stream.VIDEO: "image" if family.rule in stream.MARKED_VIDEOS else "video",
+        stream.AUDIO: "audio",
+        stream.AUDIO_START: "audio_start",
+        stream.AUDIO_END: "audio_end",
+        stream.VIDEO_START: "video_start",
+        stream.VIDEO_END: "video_end",
     }
-    out = ids + TEXT_OFFSET
-    for ours, theirs in names.items():
-        out = torch.where(ids == ours, theirs, out)
+    out = torch.where(ids == stream.PAD, 0, ids + TEXT_OFFSET)
+    for ours, role in roles.items():
+        out = torch.where(ids == ours, special_id(config, role), out)
     return out
-
-
-def _id(config: Any, *names: str) -> int:
-    for part in _parts(config):
-        for name in names:
-            if isinstance(getattr(part, name, None), int):
-                return int(getattr(part, name))
-    return TEXT_OFFSET + 5000 + len(names[0])
 
 
 class Rotation:

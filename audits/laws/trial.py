@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,13 @@ class Trial:
     dtype: torch.dtype
     subject: Subject
     seed: int = 0
+    _memo: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returned the first time a law of this trial asked for ``name``."""
+        if name not in self._memo:
+            self._memo[name] = compute()
+        return self._memo[name]
 
     def call(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
         """Run the candidate on related inputs."""

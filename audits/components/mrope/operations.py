@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from assay.audits.components.mrope import positions, rotate
+from typing import Any
 
-_ROOMS = (rotate, positions)
+from assay.audits.components.mrope import model, positions, rotate
+from assay.audits.families import discovery
+from assay.audits.terms import Candidate
+
+_ROOMS: tuple[Any, ...] = (rotate, positions, model)
 
 OPERATIONS = tuple(room.OPERATION for room in _ROOMS)
 CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES)
+
+
+def family_candidate(operation: str, name: str, patch: str) -> Candidate | None:
+    """What the family ``name`` offers for an operation of this component."""
+    family = discovery.family(name)
+    room: Any = next(room for room in _ROOMS if room.NAME == operation)
+    if isinstance(family, str):
+        return room.unbuilt(name) if hasattr(room, "unbuilt") else None
+    found: Candidate | None = room.for_family(family, patch) if hasattr(room, "for_family") else None
+    return found

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.components.mrope import stream
+from assay.audits.components.mrope.rotate import family_name
 from assay.audits.families import samples
-from assay.audits.terms import Candidate, Exact, Form, Operation, Outputs
+from assay.audits.terms import Candidate, Exact, Family, Form, Operation, Outputs
 from assay.reference import mrope_positions as reference_positions
 from assay.reference.mrope_rules import RULES, PositionRule
 
@@ -272,3 +273,16 @@ CANDIDATES = (
         target={"kind": "import", "ref": "assay.audits.components.mrope.positions:reference", "operation": NAME},
     ),
 )  # fmt: skip
+
+
+def for_family(family: Family, patch: str) -> Candidate | None:
+    """``get_rope_index`` of a family; None where its rule needs more than token types."""
+    if RULES[family.rule].kind in {"plain", "canvas"}:
+        return None
+    return Candidate(
+        operation=NAME, name=family_name(family.name, patch), origin="transformers", scope={"rule": family.rule},
+        target={
+            "kind": "factory", "ref": "assay.audits.families.adapt:implementation", "operation": NAME,
+            "family": family.name, "site": "positions", "patch": patch,
+        },
+    )  # fmt: skip

@@ -14,8 +14,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assay.audits.terms import Candidate, Form, Numeric, Operation, Outputs
+from assay.audits.terms import Candidate, Family, Form, Numeric, Operation, Outputs
 from assay.reference import mrope
+from assay.reference.mrope_rules import RULES
 
 NAME = "mrope.rotate"
 FEW = 2048
@@ -306,3 +307,24 @@ CANDIDATES = (
         target={"kind": "import", "ref": "assay.kernels.mrope:rotate_from_positions", "operation": NAME},
     ),
 )  # fmt: skip
+
+
+FAMILY_SECTIONS = {"chunked": (4, 6, 6), "interleaved": (6, 5, 5), "alternating": (5, 5, 6), "even_odd": (8, 8)}
+
+
+def for_family(family: Family, patch: str) -> Candidate:
+    """The rotary module and the apply function of a family's text model, with its layout and pairing."""
+    sections = (3, 5, 4, 4) if RULES[family.rule].axes == 4 else FAMILY_SECTIONS[family.layout]  # noqa: PLR2004
+    scope = {"layout": family.layout, "pairing": family.pairing, "sections": sections, "tail": family.tail}
+    return Candidate(
+        operation=NAME, name=family_name(family.name, patch), origin="transformers", scope=scope,
+        target={
+            "kind": "factory", "ref": "assay.audits.families.adapt:implementation", "operation": NAME,
+            "family": family.name, "site": "rotate", "patch": patch,
+        },
+    )  # fmt: skip
+
+
+def family_name(family: str, patch: str) -> str:
+    """What a family is called in reports: by its patch too, if it has one."""
+    return f"{family}+{patch}" if patch else family

@@ -1,0 +1,348 @@
+"""The laws of a whole model that concern its positions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.audits.components.mrope import positions, rotate
+from assay.audits.components.mrope.model import NAME, Case, in_float32, options_of
+from assay.audits.families.run import ModelCall
+from assay.audits.laws.limits import difference, excess, floor, relative
+from assay.audits.laws.parity import exactly
+from assay.audits.laws.trial import Trial
+from assay.audits.terms import Evidence, Law, Operation, Outputs
+from assay.reference import mrope
+from assay.reference.mrope_rules import RULES, PositionRule
+
+
+def used(trial: Trial) -> Iterator[Evidence]:
+    """The positions that reach the rotary module are those of the family's rule, for the batch as it was given.
+
+    Why: a function that computes the right ids is worth nothing when the model is called without them, or falls back
+    to plain ones. This looks at what the text model really used.
+
+    Example: a forward that builds no three-axis ids when an optional tensor is absent.
+    """
+    out = trial.outcome.values
+    truth = positions.reference(_position_inputs(out, trial.params))["positions"]
+    got = _from_first(_visual_axes(out["positions"], len(truth)), out)
+    want = _from_first(truth, out)
+    yield from exactly("positions", got, want.to(got.dtype), "not the ids of the rule")
+
+
+def precise(trial: Trial) -> Iterator[Evidence]:
+    """Positions reach the rotary module as integers, or in a float that holds every one of them.
+
+    Why: bfloat16 has no 257. Ids that were cast with the rest of the inputs lose their differences far from zero.
+
+    Example: a trainer that moves a whole batch to bfloat16.
+    """
+    ids = trial.outcome.values["positions"]
+    if ids.dtype in {torch.bfloat16, torch.float16}:
+        yield Evidence(where="positions", measured=str(ids.dtype), limit="an integer dtype", message="positions lose integers")
+
+
+def rotation(trial: Trial) -> Iterator[Evidence]:
+    """The queries and keys of the first layer are rotated as the reference rotates them at the positions in use.
+
+    Why: it joins the three parts (ids, tables, rotation) as the model joins them.
+
+    Example: sections read from a configuration key that this model does not have.
+    """
+    out, family = trial.outcome.values, options_of(trial.params)
+    inputs = _rotate_inputs(out, family.layout, family.pairing)
+    truth = rotate.reference(_wide(inputs))
+    eager = rotate.reference(_narrow(inputs))
+    for name in ("q", "k"):
+        reach = rotate.row_reach(getattr(inputs, name)) * inputs.attention_scaling
+        ordinary = relative(difference(eager[name], truth[name]), reach)
+        found = excess(
+            name, relative(difference(out[f"site.{name}_out"], truth[name]), reach),
+            floor([truth[name]], reach, torch.float32), lambda ordinary=ordinary: [ordinary],
+            "the first layer is not rotated as the reference rotates it",
+        )  # fmt: skip
+        if found:
+            yield found
+
+
+def padding(trial: Trial) -> Iterator[Evidence]:
+    """Left padding and right padding give the same logits at real tokens.
+
+    Why: training pads right, generation pads left.
+
+    Example: ids counted from the start of the row, padding included.
+    """
+    left = trial.run(dataclasses.replace(trial.inputs, padding="left"))
+    yield from _same(trial, left, trial.outcome.values, "left padding differs from right padding")
+
+
+def order(trial: Trial) -> Iterator[Evidence]:
+    """Permuting the samples of a batch permutes the logits.
+
+    Why: images and grids are flat lists over the batch; whoever loses count shows a sample another one's image.
+
+    Example: deltas of the first sample used for all.
+    """
+    call: ModelCall = trial.inputs
+    turned = trial.run(dataclasses.replace(call, samples=call.samples[::-1], keys=call.keys[::-1]))
+    back = {name: value.flip(0) if name in ("logits", "attention_mask") else value for name, value in turned.items()}
+    yield from _same(trial, back, trial.outcome.values, "a sample's logits depend on its place in the batch")
+
+
+def alone(trial: Trial) -> Iterator[Evidence]:
+    """A sample gives the same logits alone as in a batch.
+
+    Why: what a sample is trained on must not depend on its neighbours.
+
+    Example: a mask or a table that is built for the first row and used for all.
+    """
+    call: ModelCall = trial.inputs
+    whole = trial.outcome.values
+    for sample, key in enumerate(call.keys):
+        single = trial.run(dataclasses.replace(call, samples=(call.samples[sample],), keys=(key,)))
+        mine = {name: whole[name][sample : sample + 1] for name in ("logits", "attention_mask")}
+        yield from _same(trial, single, mine, f"sample {sample} alone differs from itself in the batch")
+
+
+def explicit(trial: Trial) -> Iterator[Evidence]:
+    """Handing over the ids that the model made itself changes nothing.
+
+    Why: a trainer that computes ids, or packs them, relies on the model taking them as they are.
+
+    Example: a model that reads the temporal row as the text row when it is handed three.
+    """
+    out = trial.outcome.values
+    own = _visual_axes(out["positions"], _rule(trial).axes)
+    given = trial.run(dataclasses.replace(trial.inputs, positions=own))
+    yield from _same(trial, given, out, "the model's own ids, handed over, give other logits")
+
+
+def axes(trial: Trial) -> Iterator[Evidence]:
+    """Each position axis has a say: moving image tokens along it changes the logits.
+
+    Why: an axis that is read by nothing makes every image a strip of text, and no loss shows it.
+
+    Example: a section list in the configuration that the code does not look at.
+    """
+    out = trial.outcome.values
+    truth = _visual_axes(out["positions"], _rule(trial).axes)
+    plain = trial.run(dataclasses.replace(trial.inputs, positions=truth))["logits"]
+    visual = (out["token_types"] == 1) | (out["token_types"] == 2)
+    for axis in range(len(truth)):
+        spread = torch.arange(truth.shape[-1]) % 5
+        moved = truth.clone()
+        moved[axis] += torch.where(visual, spread, 0)
+        after = trial.run(dataclasses.replace(trial.inputs, positions=moved))["logits"]
+        if torch.equal(after, plain):
+            yield Evidence(where="logits", measured="unchanged", limit="changed", index=(axis,), message=f"axis {axis} of the positions has no effect")
+
+
+def generation(trial: Trial) -> Iterator[Evidence]:
+    """What ``generate()`` decodes token by token equals one forward over the same tokens, in positions and logits.
+
+    Why: a model is trained by whole sequences and used token by token. Another position for the prompt or for what
+    follows is another model at inference.
+
+    Example: an interval between frames that training hands over and generation does not.
+    """
+    yield from _decoded(trial, dataclasses.replace(trial.inputs, padding="left", decode="generate"))
+
+
+def cached(trial: Trial) -> Iterator[Evidence]:
+    """Calling the model with its cache, token after token, equals one forward over the same tokens.
+
+    Why: whoever decodes by hand, in a rollout or a server, relies on the delta that the first call kept.
+
+    Example: text positions that restart inside a video while the delta is taken from its last frame.
+    """
+    call: ModelCall = trial.inputs
+    for sample, key in zip(call.samples, call.keys, strict=True):
+        yield from _decoded(trial, dataclasses.replace(call, samples=(sample,), keys=(key,), decode="forward"))
+
+
+def _decoded(trial: Trial, call: ModelCall) -> Iterator[Evidence]:
+    out = trial.run(call)
+    axes = _rule(trial).axes
+    got, want = (_from_first(_visual_axes(out[f"{kind}.positions"], axes), out) for kind in ("decoded", "full"))
+    yield from exactly("positions", got, want, "decoding uses other ids than one forward")
+    ordinary = trial.run(in_float32(call))
+    message = "decoding gives other logits than one forward"
+    yield from _near(out["decoded.logits"], out["full.logits"], ordinary["full.logits"], message)
+
+
+def _from_first(ids: Tensor, out: Outputs) -> Tensor:
+    """Ids counted from each sample's first token, whatever stands before it, and zero at padding."""
+    mask = out["attention_mask"].bool()
+    first = mask.int().argmax(dim=1)
+    start = ids[:1, torch.arange(ids.shape[1]), first][..., None] if ids.shape[1] == len(first) else ids[:1, :, :1]
+    grown = torch.ones(len(mask), ids.shape[-1] - mask.shape[1], dtype=torch.bool)
+    return torch.where(torch.cat([mask, grown], dim=1), ids - start, 0)
+
+
+def stateless(trial: Trial) -> Iterator[Evidence]:
+    """A model that has answered another batch before gives the same logits.
+
+    Why: deltas, masks and tables kept from one call to the next are wrong for the next.
+
+    Example: position deltas of the previous batch added to this one.
+    """
+    other = ("t3 i6x4 t2", "t8", "t1 i2x2 t4")[: 1 + len(trial.params.samples)]
+    if not set(options_of(trial.params).modalities) & {"image"}:
+        other = ("t3", "t8")
+    again = trial.run(dataclasses.replace(trial.inputs, before=other))
+    yield from _same(trial, again, trial.outcome.values, "the call before changed the logits")
+
+
+def conserved(trial: Trial) -> Iterator[Evidence]:
+    """Leaving out a tensor that the positions are made from is an error, or changes nothing.
+
+    Why: collators drop what they do not know. A model that then falls back to plain positions trains without them.
+
+    Example: modality ids that a collator did not pass on; the model numbers images as text.
+    """
+    for name in ("mm_token_type_ids", "image_grid_thw", "video_grid_thw"):
+        outcome = trial.subject.call(dataclasses.replace(trial.inputs, drop=(name,)))
+        if outcome.raised is None and int(outcome.values["dropped"]):
+            for found in _same(trial, outcome.values, trial.outcome.values, f"without {name} the logits are others"):
+                yield dataclasses.replace(found, where=name)
+
+
+def _position_inputs(out: Outputs, params: Case) -> positions.Inputs:
+    """The batch that the processor made, as inputs of the position rule."""
+    family = options_of(params)
+    rule = RULES[family.rule]
+    empty = torch.zeros(0, 3, dtype=torch.int64)
+    return positions.Inputs(
+        rule=family.rule,
+        spatial_merge=int(out["setting.spatial_merge"]) if "setting.spatial_merge" in out else rule.spatial_merge,
+        ids_per_second=float(out["setting.ids_per_second"]) if "setting.ids_per_second" in out else rule.ids_per_second,
+        temporal_merge=rule.temporal_merge,
+        input_ids=out["input_ids"],
+        token_types=out["token_types"],
+        attention_mask=out["attention_mask"],
+        image_grids=out.get("image_grids", empty),
+        video_grids=out.get("video_grids", empty),
+        seconds_per_grid=out.get("seconds_per_grid", torch.zeros(0)).float(),
+        audio_lengths=_runs(out["token_types"], 3),
+    )
+
+
+def _runs(types: Tensor, kind: int) -> Tensor:
+    """Lengths of the runs of one token type, row after row."""
+    lengths = []
+    for row in types.tolist():
+        count = 0
+        for value in [*row, -1]:
+            if value == kind:
+                count += 1
+            elif count:
+                lengths.append(count)
+                count = 0
+    return torch.tensor(lengths, dtype=torch.int64)
+
+
+def _rule(trial: Trial) -> PositionRule:
+    return RULES[options_of(trial.params).rule]
+
+
+def _visual_axes(ids: Tensor, axes: int) -> Tensor:
+    """Ids [A,B,S] without the text row that some families carry in front; one axis where there is but one."""
+    ids = ids if ids.ndim == 3 else ids[None]  # noqa: PLR2004
+    return ids[1:] if len(ids) == axes + 1 else ids
+
+
+def _rotate_inputs(out: Outputs, layout: str, pairing: str) -> rotate.Inputs:
+    sections = tuple(int(size) for size in out["rotary.sections"])
+    axes = mrope.lane_axes(layout, sections)
+    ids = _visual_axes(out["positions"], int(axes.max()) + 1)
+    return rotate.Inputs(
+        q=out["site.q"], k=out["site.k"], positions=ids.expand(int(axes.max()) + 1, -1, -1).long(), inv_freq=out["rotary.inv_freq"],
+        axes=axes, layout=layout, sections=sections, pairing=pairing,
+        attention_scaling=float(out["rotary.scaling"]),
+    )  # fmt: skip
+
+
+def _wide(inputs: rotate.Inputs) -> rotate.Inputs:
+    return dataclasses.replace(inputs, q=inputs.q.double(), k=inputs.k.double(), inv_freq=inputs.inv_freq.double())
+
+
+def _narrow(inputs: rotate.Inputs) -> rotate.Inputs:
+    return dataclasses.replace(inputs, q=inputs.q.float(), k=inputs.k.float(), inv_freq=inputs.inv_freq.float())
+
+
+def _same(trial: Trial, got: Outputs, want: Outputs, message: str) -> Iterator[Evidence]:
+    """Logits at real tokens agree, up to what float32 costs this model on this batch."""
+    ordinary = trial.once("float32", lambda: trial.run(in_float32(trial.inputs)))
+    wide = trial.outcome.values
+    scale = _tokens(difference(ordinary["logits"], wide["logits"]), wide)
+    reach = _tokens(wide["logits"], wide).abs().amax()
+    error = difference(_tokens(got["logits"], got), _tokens(want["logits"], want))
+    found = excess(
+        "logits", relative(error, reach), floor([], reach, torch.float32), lambda: [relative(scale, reach)], message
+    )
+    if found:
+        yield found
+
+
+def _near(got: Tensor, want: Tensor, ordinary: Tensor, message: str) -> Iterator[Evidence]:
+    reach = want.abs().amax()
+    error, scale = relative(difference(got, want), reach), relative(difference(ordinary, want), reach)
+    found = excess("logits", error, floor([], reach, torch.float32), lambda: [scale], message)
+    if found:
+        yield found
+
+
+def _tokens(values: Tensor, out: Outputs) -> Tensor:
+    """Values at real tokens, row after row."""
+    return values[out["attention_mask"].bool()]
+
+
+def _by_rule(_operation: Operation, case: Case) -> str | None:
+    kind = RULES[options_of(case).rule].kind
+    return None if kind in {"blocks", "sequence"} else f"{case.family} has no positions by token types"
+
+
+def _several(_operation: Operation, case: Case) -> str | None:
+    return None if len(case.samples) > 1 else "one sample"
+
+
+def _visual(operation: Operation, case: Case) -> str | None:
+    return _by_rule(operation, case) if case.modalities & {"image", "video"} else "nothing but text"
+
+
+def _built(applies: Callable[[Operation, Case], str | None] | None) -> Callable[[Operation, Case], str | None]:
+    """A law applies to a family without a tiny model too: it is then UNKNOWN, not passed over."""
+
+    def check(operation: Operation, case: Case) -> str | None:
+        try:
+            options_of(case)
+        except LookupError:
+            return None
+        return applies(operation, case) if applies else None
+
+    return check
+
+
+def _law(check: Any, applies: Callable[[Operation, Case], str | None] | None = None) -> Law:
+    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, applies=_built(applies))
+
+
+LAWS = (
+    _law(used, _by_rule),
+    _law(precise),
+    _law(rotation),
+    _law(padding, _several),
+    _law(order, _several),
+    _law(alone, _several),
+    _law(explicit, _by_rule),
+    _law(axes, _visual),
+    _law(generation),
+    _law(cached),
+    _law(stateless),
+    _law(conserved, _visual),
+)

@@ -1,0 +1,144 @@
+"""All that is run on this project, by name: ``nox -l`` lists it. Each session's docstring is its help."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["audit", "tests"]
+
+CONSTRAINTS = Path("constraints.txt")
+TORCH = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
+TESTS = ("pytest", "pytest-timeout", "pytest-xdist", "pytest-benchmark", "jsonschema", "sarif-pydantic")
+RELEASES = ("4.57.6", "5.17.0", "5.23.0")
+"""Releases of transformers that the matrix audits; the last one is the pin of every other session."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+INTERPRETED = {**ONE_THREAD, "TRITON_INTERPRET": "1"}
+
+
+def install(session: nox.Session, *packages: str, constraints: Path = CONSTRAINTS) -> None:
+    """torch first, alone: asked for by a range it would come in another build; then the project and the rest."""
+    session.install(TORCH, "--constraint", str(constraints))
+    session.install("--constraint", str(constraints), "--editable", ".", *packages)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Audit the project's own implementations and every model family of the installed transformers.
+
+    The gate before a training change merges. Arguments after ``--`` go to ``assay audit``: components, operations,
+    ``--family NAME``, ``--patch package.module:apply``, ``--json FILE`` and so on.
+    """
+    install(session)
+    session.run("assay", "audit", *session.posargs, env=INTERPRETED)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the test suite, on the CPU, kernels in Triton's interpreter. Arguments after ``--`` go to pytest."""
+    install(session, *TESTS)
+    session.run("pytest", "-q", "-n", "2", "--dist", "loadfile", *session.posargs, env=INTERPRETED)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format and the import contracts (ruff, import-linter)."""
+    install(session, "ruff", "import-linter")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types strictly (mypy)."""
+    install(session, "mypy")
+    session.run("mypy", "-p", "assay")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time what runs here; a candidate whose audit is not green is not timed. Arguments go to pytest-benchmark."""
+    install(session, *TESTS, "pytest-benchmark[histogram]")
+    session.run("pytest", "benchmarks", "--benchmark-only", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def compile(session: nox.Session) -> None:  # noqa: A001 - the session's name on the command line
+    """Compile every kernel for sm_80, sm_90 and sm_100 without a GPU: registers, stack, spills, load width."""
+    install(session, *TESTS)
+    session.run("python", "-m", "assay.audits.compile", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+@nox.parametrize("transformers", RELEASES)
+def matrix(session: nox.Session, transformers: str) -> None:
+    """Audit the families of several releases of transformers, each with its own report.
+
+    The exit status is that of the worst audit; known findings of the default release are waived, those of the others
+    are shown.
+    """
+    constraints = _without_transformers(session)
+    install(session, f"transformers=={transformers}", constraints=constraints)
+    report = session.posargs or ["--json", f"report-{transformers}.json"]
+    session.run("assay", "audit", "mrope", *report, env=INTERPRETED, success_codes=[0, 1, 3])
+
+
+@nox.session
+@nox.parametrize("transformers", ["5.16.1", "5.17.0", "5.20.2"])
+def liger(session: nox.Session, transformers: str) -> None:
+    """Audit liger-kernel's rotary patch: live under transformers 5.16, dead in silence from 5.17 on."""
+    install(session, *TESTS, f"transformers=={transformers}", constraints=_without_transformers(session))
+    session.install("--no-deps", "liger-kernel==0.8.5")
+    session.run("pytest", "-q", "tests/test_patch_liger.py", *session.posargs, env=INTERPRETED)
+
+
+def _without_transformers(session: nox.Session) -> Path:
+    """The constraints less those that belong to one release of transformers."""
+    bound = ("transformers==", "tokenizers==", "huggingface_hub==", "huggingface-hub==", "typer==")
+    lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith(bound)]
+    path = Path(session.create_tmp()) / "constraints.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@nox.session
+def mutate(session: nox.Session) -> None:
+    """Break reference, kernels and laws at random, run the tests each time, and print how many breaks they notice.
+
+    The first argument after ``--`` is the number of mutants (40 unless told). Works on a copy of the tree.
+    """
+    install(session, *TESTS, "cosmic-ray")
+    count = session.posargs[0] if session.posargs else "40"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "tree"
+        shutil.copytree(".", copy, symlinks=True, ignore=shutil.ignore_patterns(".nox", ".git", ".*cache", "report*"))
+        session.install("--no-deps", "--editable", str(copy))
+        try:
+            with session.chdir(copy):
+                session.run("python", "tests/mutation.py", count, env=INTERPRETED)
+            shutil.copy(copy / "docs" / "mutation.md", "docs/mutation.md")
+        finally:
+            session.install("--no-deps", "--editable", ".")
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Scheduled: 10,000 generated examples for every clean function; not one may be accused."""
+    install(session, *TESTS)
+    env = {**INTERPRETED, "ASSAY_EXAMPLES": os.environ.get("ASSAY_EXAMPLES", "10000")}
+    session.run("pytest", "-q", "-m", "slow", "--timeout", "14400", "tests/test_no_false_alarms.py", *session.posargs, env=env)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Write the pages of laws and faults, the fault x law matrix and the report's schema from what they describe."""
+    install(session)
+    session.run("python", "-m", "assay.audits.pages", *session.posargs, env=ONE_THREAD)

@@ -2,4 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from assay.audits.patches import patch as patch
+
 __version__ = "0.1.0"
+
+_LAZY = {"patch": "assay.audits.patches"}
+"""Public names, and the module that each comes from when it is first used: importing assay imports no torch."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _LAZY:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, those not yet imported included."""
+    return sorted([*globals(), *_LAZY])

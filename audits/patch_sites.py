@@ -1,0 +1,136 @@
+"""The project's own rotations in the call signature of a model's rotary-apply function.
+
+Letters: A axes, B batch, S tokens, H heads, D channels of a head, R rotated channels, L = R/2 lanes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from assay.audits.terms import Family
+
+Name = Literal["kernel", "reference"]
+Rotate = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""q [B,Hq,S,D], k [B,Hk,S,D], tables at full width, and the axis of each lane where there is a table per axis."""
+
+
+def in_site_form(name: str, family: Family, original: Callable[..., Any]) -> Callable[..., Any]:
+    """``kernel`` or ``reference`` as a function that can stand where ``original`` stands.
+
+    Both known signatures are served: ``(q, k, cos, sin, mrope_section, unsqueeze_dim)`` with a table per axis, and
+    ``(q, k, cos, sin, ...)`` with merged tables, of which the first R channels of a head are rotated. ValueError for
+    another name, and for a family whose tables turn the two channels of a lane by different angles.
+    """
+    rotations = {"kernel": _kernel, "reference": _reference}
+    if name not in rotations:
+        message = f"mrope: expected 'kernel', 'reference' or a callable, got {name!r}"
+        raise ValueError(message)
+    if family.layout == "doubled":
+        message = (
+            f"{family.name}: its tables turn the two channels of a lane by different axes, which is no rotation; "
+            f"the {name} cannot stand in for it"
+        )
+        raise ValueError(message)
+    plain = inspect.unwrap(original)
+    rotate = functools.partial(rotations[name], family.pairing, _table_order(family, plain))
+    return _adapted(plain, rotate)
+
+
+def _table_order(family: Family, original: Callable[..., Any]) -> str:
+    """How a full table repeats its lanes: one copy after the other, or neighbours.
+
+    Adjacent pairing came with halves until the rotary module itself began to repeat each lane; the older apply
+    functions did that themselves.
+    """
+    if family.pairing == "half":
+        return "halves"
+    return "halves" if "repeat_interleave" in original.__code__.co_names else "neighbours"
+
+
+def callers(text_model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules whose forward reads the global ``name``: the attentions, for a rotary-apply function."""
+    return [module for module in text_model.modules() if name in _names(inspect.unwrap(type(module).forward))]
+
+
+def _names(function: Any) -> tuple[str, ...]:
+    code = getattr(function, "__code__", None)
+    return code.co_names if code is not None else ()
+
+
+def _adapted(original: Callable[..., Any], rotate: Rotate) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def site(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        q, k = given["q"], given["k"]
+        heads_last = _heads_last(given.get("unsqueeze_dim", 1))
+        q_BHSD = q.transpose(1, 2) if heads_last else q
+        # One family rotates a query alone: the kernel turns pairs, so the first head stands in for the missing key.
+        k_BHSD = q_BHSD[:, :1].detach() if k is None else k.transpose(1, 2) if heads_last else k
+        sections = given.get("mrope_section")
+        axes = None if sections is None else _axes(tuple(int(size) for size in sections), q.device)
+        q_out, k_out = rotate(q_BHSD, k_BHSD, given["cos"], given["sin"], axes)
+        if heads_last:
+            q_out, k_out = q_out.transpose(1, 2), k_out.transpose(1, 2)
+        return q_out if k is None else (q_out, k_out)
+
+    return site
+
+
+def _heads_last(unsqueeze_dim: int) -> bool:
+    """Whether q is [B,S,H,D]: the dimension at which a table [B,S,R] gets a head dimension says so."""
+    if unsqueeze_dim not in (1, 2):
+        message = f"unsqueeze_dim: expected 1 for [B,H,S,D] or 2 for [B,S,H,D], got {unsqueeze_dim!r}"
+        raise ValueError(message)
+    return unsqueeze_dim == 2
+
+
+@functools.lru_cache(maxsize=64)
+def _axes(sections: tuple[int, ...], device: torch.device) -> Tensor:
+    from assay.reference import mrope
+
+    return mrope.lane_axes("chunked", sections).to(device)
+
+
+def _kernel(
+    pairing: str, order: str, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, axes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    from assay.kernels import mrope
+
+    rotary_dim = cos.shape[-1]
+    if pairing == "adjacent" and order == "halves":
+        cos, sin = cos[..., : rotary_dim // 2], sin[..., : rotary_dim // 2]
+    return mrope.rotate(q, k, cos, sin, axes=axes, pairing=pairing, rotary_dim=rotary_dim)
+
+
+def _reference(
+    pairing: str, order: str, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, axes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    from assay.reference import mrope
+
+    tables = [_lanes(table, order, axes) for table in (cos, sin)]
+    rotated = []
+    for x in (q, k):
+        wide = torch.promote_types(x.dtype, cos.dtype)
+        cos_BSL, sin_BSL = (table.to(wide).expand(len(x), -1, -1) for table in tables)
+        rotated.append(mrope.rotate(x.to(wide), cos_BSL, sin_BSL, pairing=pairing).to(x.dtype))
+    return rotated[0], rotated[1]
+
+
+def _lanes(table: Tensor, order: str, axes: Tensor | None) -> Tensor:
+    """One value for each lane, [B,S,L], of a table at full width, merged over the axes where it has them."""
+    lanes = table.shape[-1] // 2
+    table = table[..., :lanes] if order == "halves" else table[..., 0::2]
+    if axes is None:
+        return table
+    index = axes.view(1, 1, 1, lanes).expand(1, *table.shape[1:])
+    return table.gather(0, index)[0]

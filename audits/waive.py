@@ -35,7 +35,7 @@ LONGEST = dt.timedelta(days=90)
 
 
 def version_range(text: str) -> tuple[str, SpecifierSet]:
-    """The package and range of a waiver's ``versions``; ``>=5.17`` is of transformers. ValueError when it is neither."""
+    """The package and range of a waiver's ``versions``; ``>=5.17`` is of transformers. ValueError when neither."""
     try:
         return "transformers", SpecifierSet(text)
     except InvalidSpecifier:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,10 @@ import pytest
 from assay.audits import cli, manual, registry, session
 from assay.audits.choose import Request, UsageError
 from assay.audits.render import schema
-from assay.audits.render.example import CANDIDATE, FAR, REPORT
+from assay.audits.render.example import CANDIDATE, FAR
 from assay.audits.run import Options
 from assay.audits.terms import Candidate, Check, Finding, Law, Operation, Relations, Report, Verdict
 
-HEAVY = ("torch", "transformers", "hypothesis", "rich", "numpy", "jinja2", "packaging")
 LAWS = tuple(
     Law(name=name, operations=("mrope.rotate",), check=lambda _: (), doc=f"{name}.") for name in ("norm", "parity")
 )
@@ -76,7 +72,7 @@ class House:
 
 
 @pytest.fixture
-def house(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[House]:
+def house(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> House:
     """The command in an empty directory, with a fake judge behind it."""
     fake = House()
     monkeypatch.chdir(tmp_path)
@@ -169,7 +165,7 @@ def test_the_current_directory_is_importable_for_a_candidate_and_comes_last(hous
     assert str(tmp_path) not in sys.path
     cli.run(["audit", "--candidate", "m:f"])
     assert sys.path[-1] == str(tmp_path)
-    assert len(house.asked) == 2
+    assert [operation.name for operation, _, _ in house.asked] == ["mrope.rotate", "mrope.rotate"]
 
 
 def test_a_filter_goes_only_to_the_operations_that_know_it(house: House) -> None:
@@ -201,7 +197,7 @@ def test_quiet_prints_one_line(house: House, capsys: pytest.CaptureFixture[str])
     house.answer = _with(FAR)
     cli.run(["audit", "--quiet"])
     out, err = capsys.readouterr()
-    assert out.split() == "FAIL 1 failed, 0 unknown, 0 waived; 1 checks: 1 exercised, 0 inapplicable".split()
+    assert out == "FAIL  1 failed, 0 unknown, 0 waived; 1 checks: 1 exercised, 0 inapplicable\n"
     assert err == ""
 
 
@@ -240,29 +236,6 @@ def _reports(tmp_path: Path, *reports: Report) -> list[str]:
     return [str(path) for path in paths]
 
 
-@pytest.mark.parametrize(
-    ("head", "status", "told"),
-    [
-        (PASSED, 0, "gate: PASS"),
-        (_with(FAR), 1, "New:"),
-        (_with(replace(FAR, verdict=Verdict.UNKNOWN)), 3, "gate: UNKNOWN"),
-        (replace(PASSED, checks=(replace(PASSED.checks[0], rule="mrope.rotate.norm"),)), 1, "Disappeared checks:"),
-    ],
-)
-def test_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str], head: Report, status: int, told: str) -> None:
-    assert cli.run(["gate", *_reports(tmp_path, PASSED, head)]) == status
-    assert told in capsys.readouterr().out
-
-
-def test_gate_refuses_a_broken_report_and_names_the_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, bad = _reports(tmp_path, PASSED, PASSED)
-    told = json.loads(Path(bad).read_text(encoding="utf-8"))
-    told["checks"][0]["exercised"] = "many"
-    Path(bad).write_text(json.dumps(told), encoding="utf-8")
-    assert cli.run(["gate", good, bad]) == cli.USAGE
-    assert f"{bad}: checks[0].exercised: Input should be a valid integer" in capsys.readouterr().err
-
-
 def _repro(house: House, tmp_path: Path, name: str, again: Report) -> int:
     known = replace(FAR, repro=FAR.repro.replace("far-1000000", "long"))
     (path,) = _reports(tmp_path, _with(known, replace(known, fingerprint="other", rule="mrope.rotate.norm")))
@@ -282,7 +255,7 @@ def _repro(house: House, tmp_path: Path, name: str, again: Report) -> int:
     ],
     ids=["again", "gone", "elsewhere", "otherwise", "nothing"],
 )
-def test_repro(
+def test_repro(  # noqa: PLR0913, PLR0917 - one for each column
     house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, again: Report, status: int, told: str
 ) -> None:  # fmt: skip
     assert _repro(house, tmp_path, name, again) == status
@@ -312,60 +285,3 @@ def test_repro_of_a_command_that_cannot_run_keeps_its_status(house: House, tmp_p
     (path,) = _reports(tmp_path, _with(replace(FAR, repro="assay audit --case gone")))
     assert cli.run(["repro", FAR.fingerprint, "--report", path]) == cli.USAGE
     assert house.asked == []
-
-
-@pytest.mark.parametrize("kind", ["components", "operations", "laws", "faults", "families"])
-def test_list_tells_what_each_is(capsys: pytest.CaptureFixture[str], kind: str) -> None:
-    assert cli.run(["list", kind]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines
-    assert all(len(line.split(maxsplit=1)) == 2 for line in lines), lines
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("mrope.rotate.parity", "mrope.rotate.parity\n"),
-        ("parity", "mrope.rotate.parity, mrope.positions.parity"),
-        ("mrope.rotate", "Laws:"),
-        ("mrope", "Operations:"),
-        ("mrope.rotate.raises", "raises\n"),
-        ("waiver.stale", "A waiver still matches something."),
-    ],
-)
-def test_explain(capsys: pytest.CaptureFixture[str], name: str, told: str) -> None:
-    assert cli.run(["explain", name]) == 0
-    assert told in capsys.readouterr().out
-
-
-def test_every_law_and_fault_has_a_page() -> None:
-    for kind in ("laws", "faults"):
-        for name, _ in manual.catalogue(kind):
-            assert name in manual.page(name)
-
-
-def test_explain_of_an_unknown_rule_names_close_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["explain", "mrope.rotate.partiy"]) == cli.USAGE
-    assert "did you mean mrope.rotate.parity" in capsys.readouterr().err
-
-
-def _in_a_process(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout  # noqa: S603
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["version"]], ids=" ".join)
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    code = f"import sys; from assay.audits import cli; cli.run({arguments}); print(sorted(set({HEAVY}) & set(sys.modules)))"
-    assert _in_a_process(code).splitlines()[-1] == "[]"
-
-
-def test_gate_does_not_import_torch(tmp_path: Path) -> None:
-    paths = _reports(tmp_path, REPORT, REPORT)
-    code = f"import sys; from assay.audits import cli; cli.run(['gate', *{paths}]); print('torch' in sys.modules)"
-    assert _in_a_process(code).splitlines()[-1] == "False"
-
-
-def test_the_module_runs_and_leaves_with_the_status() -> None:
-    with pytest.raises(SystemExit) as left:
-        cli.main(["--help"])
-    assert left.value.code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ NORM = Check(rule="mrope.rotate.norm", candidate=CANDIDATE, exercised=5)
 RAISES = replace(FAR, rule="mrope.rotate.raises", fingerprint="raises", measured="ValueError")
 
 
-def _report(*findings: Finding, checks: tuple[Check, ...] = (CHECK, NORM), **changes: object) -> Report:
+def _report(*findings: Finding, checks: tuple[Check, ...] = (CHECK, NORM), **changes: Any) -> Report:
     return replace(Report(findings=findings, checks=checks, environment={}), **changes)
 
 
@@ -128,6 +129,8 @@ def test_an_unknown_finding_of_a_check_that_never_ran_is_fixed_when_it_runs() ->
     never = Check(rule=unbuilt.rule, candidate=unbuilt.candidate, exercised=0, verdict=Verdict.UNKNOWN)
     built = replace(never, exercised=3, verdict=Verdict.PASS)
     assert _names(gate(_report(unbuilt, checks=(never,)), _report(checks=(built,)))) == {"fixed": [unbuilt.rule]}
+    beside = replace(built, rule="mrope.positions.padding")
+    assert _names(gate(_report(unbuilt, checks=(never,)), _report(checks=(beside,)))) == {"fixed": [unbuilt.rule]}
 
 
 @pytest.mark.parametrize(("filtered", "part"), [(False, "fixed"), (True, "hidden")])

@@ -188,7 +188,7 @@ def test_the_address_of_a_function() -> None:
 
 def test_the_plugin_costs_nothing_unused() -> None:
     heavy = {"torch", "transformers", "hypothesis", "rich", "pydantic", "jinja2", "assay.audits.terms"}
-    code = f"import sys, pytest; before = set(sys.modules); import assay.audits.plugin; "
+    code = "import sys, pytest; before = set(sys.modules); import assay.audits.plugin; "
     code += f"print(sorted((set(sys.modules) - before) & {heavy}))"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout  # noqa: S603
     assert told.strip() == "[]"

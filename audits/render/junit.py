@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xml.etree import ElementTree as ET  # noqa: N817
+from xml.etree import ElementTree as ET
 
 from assay.audits.render import tables
 from assay.audits.terms import Check, Finding, Report, Verdict

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 @contextmanager
 def bar() -> Iterator[session.Progress]:
     """A function to be told how many candidates are finished, of how many, and which one is in hand."""
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
 

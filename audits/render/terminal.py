@@ -76,8 +76,8 @@ def _overview(report: Report) -> RenderableType:
     table.add_column("findings", justify="right", no_wrap=True)
     for group in tables.groups(report):
         table.add_row(
-            group.operation or "-",
-            group.candidate,
+            Text(group.operation or "-"),
+            Text(group.candidate),
             _verdict(group.verdict),
             f"{group.exercised} of {group.applicable}",
             str(group.inapplicable or "-"),

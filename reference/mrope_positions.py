@@ -8,11 +8,12 @@ before it. transformers 5.3 to 5.23 restarts after a video at `start + max(rows,
 text the ids of the video's own frames; that is a defect of theirs, and this file does not follow it.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
 
-from assay.reference.mrope_blocks import audio_blocks, image_blocks, video_blocks
+from assay.reference.mrope_blocks import Block, audio_blocks, image_blocks, video_blocks
 from assay.reference.mrope_rows import AUDIO, IMAGE, MODALITIES, TEXT, VIDEO, row_ids
 from assay.reference.mrope_rules import RULES, PositionRule
 
@@ -78,21 +79,17 @@ def positions(
         token_types: [B, S] integers, 0 text, 1 image, 2 video, 3 audio; see the function of the same name.
         attention_mask: [B, S] of 0 and 1 (bool or integer), 0 at padding, on either side; None: no padding. Numbers of
             packed segments are refused: give each sample a row of its own.
-        image_grids: [N, 3] integers; rows and columns are multiples of the rule's `spatial_merge`.
-        video_grids: [M, 3] integers, likewise.
-        seconds_per_grid: [M] seconds from one frame of the grid to the next. Required by `seconds` rules when there are
-            videos, refused by the others. A tensor is computed with in its own dtype (float32 or float64), a list in
-            float64.
+        image_grids, video_grids: [N, 3] and [M, 3] integers; rows and columns are multiples of `rule.spatial_merge`.
+        seconds_per_grid: [M] seconds between frames of the grid, for `seconds` rules and no others. A float32 or float64
+            tensor is computed with in its own dtype, a list in float64.
         audio_lengths: [K] tokens of each clip (not of the spectrogram).
-        audio_in_video: tokens of a video and of its own audio clip stand mixed in one run, between two opening and two
-            closing markers.
+        audio_in_video: a video's tokens and those of its clip stand mixed, between two markers on each side.
         padding_value: the id at padding, on all axes.
 
     Returns:
         `ids` [A, B, S] int64, float64 if the rule is `fractional`; and `deltas` [B, 1] of the same dtype: 1 + the
         largest id of the row minus its tokens without padding, so that token number `n` of a continued row has the id
-        `n + delta`. `sequence` and `plain` rules always continue at the length: their delta is 0. So is that of a row
-        of nothing but padding.
+        `n + delta`. It is 0 for `sequence` and `plain` rules, and for a row of nothing but padding.
 
     Raises:
         TypeError, ValueError: by the name of the argument; a run and its grids that do not match name the sample.
@@ -111,9 +108,7 @@ def positions(
         ids[:, sample, real] = row
         if row.shape[1] and rule.kind == "blocks":
             deltas[sample] = row.max() + 1 - row.shape[1]
-    for kind, feed in feeds.items():
-        if feed:
-            raise ValueError(f"{feed[0].name}: no {MODALITIES[kind]} tokens are left for it in the batch")
+    _all_used(feeds)
     return ids.to(token_types.device), deltas.to(token_types.device)
 
 
@@ -136,6 +131,12 @@ def cached_positions(
         raise ValueError(f"past_length, new_length: expected lengths for {len(deltas)} rows, got {past}, {new_length}")
     steps = torch.arange(new_length, device=deltas.device)
     return (deltas + past.reshape(-1, 1) + steps).expand(axes, len(deltas), new_length).clone()
+
+
+def _all_used(feeds: dict[int, deque[Block]]) -> None:
+    for kind, feed in feeds.items():
+        if feed:
+            raise ValueError(f"{feed[0].name}: no {MODALITIES[kind]} tokens are left for it in the batch")
 
 
 def _checked(rule: PositionRule, types: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

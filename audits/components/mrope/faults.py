@@ -1,7 +1,19 @@
-"""All known wrong forms of the mRoPE component."""
+"""All known wrong forms of the mRoPE component, gathered from one file per kind."""
 
 from __future__ import annotations
 
-from assay.audits.terms import Fault
+from assay.audits.components.mrope import (
+    position_batch_faults,
+    position_faults,
+    rotate_faults,
+    rotate_kernel_faults,
+    rotate_number_faults,
+)
 
-FAULTS: tuple[Fault, ...] = ()
+FAULTS = (
+    *rotate_faults.FAULTS,
+    *rotate_number_faults.FAULTS,
+    *rotate_kernel_faults.FAULTS,
+    *position_faults.FAULTS,
+    *position_batch_faults.FAULTS,
+)

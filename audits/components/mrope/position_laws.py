@@ -41,6 +41,29 @@ def resumes(trial: Trial) -> Iterator[Evidence]:
                 return
 
 
+def starts(trial: Trial) -> Iterator[Evidence]:
+    """An image or a video starts at one plus the largest id of all that came before, on every axis.
+
+    Why: where a block starts is where it stands in the text. An axis that starts elsewhere moves the whole block
+    along it, away from the words around it.
+
+    Example: a still image whose start is multiplied by the ids per second, on the time axis alone.
+    """
+    ids = trial.outcome.values["positions"]
+    for what, sample, tokens in (*_images(trial), *_videos(trial)):
+        row = trial.inputs.attention_mask[sample].bool().nonzero().flatten()
+        before = ids[:3, sample, row[row < tokens[0]]]
+        first = int(before.max()) + 1 if before.numel() else 0
+        start = ids[:3, sample, tokens].amin(-1)
+        if bool((start != first).any()):
+            yield Evidence(
+                where="positions", measured=f"{start.tolist()}", limit=f"{first}",
+                message=f"{what} of sample {sample} does not start right after all before it",
+                index=(0, sample, int(tokens[0])),
+            )  # fmt: skip
+            return
+
+
 def continues(trial: Trial) -> Iterator[Evidence]:
     """Decoding continues where one more text token would have stood.
 
@@ -74,11 +97,14 @@ def neighbours(trial: Trial) -> Iterator[Evidence]:
 
     Example: an image index that restarts with every sample.
     """
-    ids = trial.outcome.values["positions"]
+    values = trial.outcome.values
     for sample, row in _rows(trial.inputs):
         inputs = _rebuilt(trial, samples=(trial.params.samples[sample],), seed=trial.params.seed + sample)
-        alone = trial.run(inputs)["positions"][:, 0, inputs.attention_mask[0].bool()]
-        yield from exactly("positions", ids[:, sample, row], alone, f"sample {sample} differs from itself alone")
+        alone = trial.run(inputs)
+        ids = alone["positions"][:, 0, inputs.attention_mask[0].bool()]
+        message = f"sample {sample} differs from itself alone"
+        yield from exactly("positions", values["positions"][:, sample, row], ids, message)
+        yield from exactly("next", values["next"][sample : sample + 1], alone["next"], message)
 
 
 def order(trial: Trial) -> Iterator[Evidence]:
@@ -141,18 +167,13 @@ def blocks(trial: Trial) -> Iterator[Evidence]:
     ids = trial.outcome.values["positions"]
     merge = trial.inputs.spatial_merge
     grids = iter(trial.inputs.image_grids.tolist())
-    for sample, tokens in _image_runs(trial):
-        start = 0
-        while start < len(tokens):
-            _, height, width = next(grids)
-            rows, columns = height // merge, width // merge
-            block = ids[:3, sample, tokens[start : start + rows * columns]]
-            offset = block - block[:, :1]
-            expected = torch.stack(torch.meshgrid(torch.arange(1), torch.arange(rows), torch.arange(columns), indexing="ij"))
-            yield from exactly(
-                "positions", offset, expected.reshape(3, -1).to(offset), f"an image of {rows} x {columns} tokens of sample {sample}"
-            )
-            start += rows * columns
+    for (what, sample, tokens), (_, height, width) in zip(_images(trial), grids, strict=True):
+        block = ids[:3, sample, tokens]
+        offset = block - block[:, :1]
+        rows, columns = torch.arange(height // merge), torch.arange(width // merge)
+        expected = torch.stack(torch.meshgrid(torch.arange(1), rows, columns, indexing="ij"))
+        message = f"{what} of sample {sample}, {len(rows)} x {len(columns)} tokens"
+        yield from exactly("positions", offset, expected.reshape(3, -1).to(offset), message)
 
 
 def duration(trial: Trial) -> Iterator[Evidence]:
@@ -296,11 +317,23 @@ def _without_last(text: str) -> str:
     return str(samples.Sample(tuple(left))) if left else text
 
 
-def _image_runs(trial: Trial) -> Iterator[tuple[int, Tensor]]:
-    """All image tokens of each sample, in order."""
-    for sample, row in _rows(trial.inputs):
-        tokens = ((trial.inputs.token_types[sample] == 1) & row).nonzero().flatten()
-        yield sample, tokens
+def _images(trial: Trial) -> Iterator[tuple[str, int, Tensor]]:
+    """The tokens of each image of the batch, in order, with its name and its sample."""
+    inputs, image = trial.inputs, 0
+    for sample, row in _rows(inputs):
+        tokens = ((inputs.token_types[sample] == 1) & row).nonzero().flatten()
+        while len(tokens):
+            _, height, width = (int(n) // inputs.spatial_merge for n in inputs.image_grids[image])
+            yield f"image {image}", sample, tokens[: height * width]
+            tokens, image = tokens[height * width :], image + 1
+
+
+def _videos(trial: Trial) -> Iterator[tuple[str, int, Tensor]]:
+    """The tokens of each video of the batch, in order; of each frame where frames stand by themselves."""
+    if trial.inputs.position_rule.video_time == "frames":
+        return
+    for video, (sample, tokens) in enumerate(_video_runs(trial)):
+        yield f"video {video}", sample, tokens
 
 
 def _video_runs(trial: Trial) -> Iterator[tuple[int, Tensor]]:
@@ -350,6 +383,7 @@ def _law(check: Callable[..., Any], applies: Any = None) -> Law:
 LAWS = (
     _law(resumes, _kind("blocks")),
     *(_law(check) for check in (continues, padding, neighbours, order, prefix, text_only)),
+    _law(starts, _kind("blocks")),
     _law(blocks, _needs("image")),
     _law(duration, _needs("video", "seconds")),
     _law(frame_order, _needs("video", "seconds", "index", "pooled")),

@@ -212,24 +212,17 @@ def written_into_the_input(inputs: Inputs) -> Outputs:
 
     Effect: the projection's backward and activation checkpointing read rotated values as if they were not.
     """
-    out = reference(dataclasses_clone(inputs))
+    out = but(inputs, q=inputs.q.clone(), k=inputs.k.clone())
     for name, value in out.items():
         getattr(inputs, name).detach().copy_(value.detach())
     return out
-
-
-def dataclasses_clone(inputs: Inputs) -> Inputs:
-    """Inputs whose queries and keys are copies, still in the graph."""
-    import dataclasses
-
-    return dataclasses.replace(inputs, q=inputs.q.clone(), k=inputs.k.clone())
 
 
 _tables: dict[int, Tensor] = {}
 _previous: dict[str, Tensor] = {}
 
 
-@fault(NAME, "liveness", "ownership", "batch", "parity", link="https://github.com/ModelTC/LightX2V/pull/1132")
+@fault(NAME, "liveness", "batch", "split", link="https://github.com/ModelTC/LightX2V/pull/1132")
 def tables_cached_by_length(inputs: Inputs) -> Outputs:
     """Tables are kept from batch to batch, under the number of tokens alone.
 

@@ -13,7 +13,7 @@ from assay.audits.components.mrope.rotate import NAME, Case, Inputs, row_reach
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.relation import Pair, Run, holds, same_bits
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Law, Operation
+from assay.audits.terms import Evidence, Law, Operation, Outputs
 from assay.reference import mrope
 
 SHIFT = (3, 11, 29)
@@ -109,10 +109,34 @@ def inverse(trial: Trial) -> Iterator[Evidence]:
     def relate(run: Run, inputs: Inputs) -> Iterable[Pair]:
         upstream = trial.upstream
         back = run(dataclasses.replace(inputs, q=upstream["q"], k=upstream["k"], positions=-inputs.positions))
-        grads = run.grads(inputs, upstream)
+        grads = _gradients(run, inputs, upstream)
         for name in ("q", "k"):
             reach = row_reach(upstream[name]) * inputs.attention_scaling
             yield Pair(where=f"grad:{name}", left=grads[name], right=back[name], reach=reach, message="not turned back")
+
+    yield from holds(trial, relate)
+
+
+def upstream(trial: Trial) -> Iterator[Evidence]:
+    """The layout of the upstream gradient does not matter: a transposed or expanded one gives what its copy gives.
+
+    Why: autograd hands a backward whatever strides it has. Attention hands back transposed views, a sum one number
+    with strides of zero. ``gradcheck`` and most tests know dense gradients only.
+
+    Example: a backward kernel that reads the upstream gradient by the strides of its input.
+    """
+    dense = trial.upstream
+    transposed = {name: grad.transpose(1, 2).contiguous().transpose(1, 2) for name, grad in dense.items()}
+    expanded = {name: grad.new_tensor(1.75).expand_as(grad) for name, grad in dense.items()}
+
+    def relate(run: Run, inputs: Inputs) -> Iterable[Pair]:
+        for kind, views in (("transposed", transposed), ("expanded", expanded)):
+            seen = _gradients(run, inputs, views)
+            copied = _gradients(run, inputs, {name: view.contiguous() for name, view in views.items()})
+            for name in ("q", "k"):
+                reach = row_reach(views[name]) * inputs.attention_scaling
+                message = f"{kind}: a view's gradient differs from its copy's"
+                yield Pair(where=f"grad:{name}", left=seen[name], right=copied[name], reach=reach, message=message)
 
     yield from holds(trial, relate)
 
@@ -279,6 +303,12 @@ def _moved(inputs: Inputs, axis: int, by: int | None = None) -> Inputs:
     return dataclasses.replace(inputs, positions=positions)
 
 
+def _gradients(run: Run, inputs: Inputs, upstream: Outputs) -> Outputs:
+    """Gradients of q and k; one that does not come back is zero."""
+    found = run.grads(inputs, upstream)
+    return {name: found.get(name, torch.zeros_like(getattr(inputs, name))) for name in ("q", "k")}
+
+
 def _piece(inputs: Inputs, tokens: slice) -> Inputs:
     return dataclasses.replace(
         inputs, q=inputs.q[:, :, tokens], k=inputs.k[:, :, tokens], positions=inputs.positions[:, :, tokens]
@@ -319,6 +349,8 @@ def _law(check: Any, applies: Any = None) -> Law:
 
 
 LAWS = (
-    *(_law(c) for c in (relative, norm, identity, composition, inverse, ownership, liveness, text, split, layout, batch)),
+    *(_law(c) for c in (
+        relative, norm, identity, composition, inverse, upstream, ownership, liveness, text, split, layout, batch,
+    )),
     _law(tail, _has_tail),
 )

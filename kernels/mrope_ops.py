@@ -119,7 +119,7 @@ class _RotateInPlace(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # one output
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # out of place, because others may hold the gradient
         half, adjacent, *rest = ctx.settings
         layouts = (ctx.token_major, ctx.token_major)

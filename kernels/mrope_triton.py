@@ -7,7 +7,7 @@ A program owns T tokens and all their heads. The heads are cut into equal chunks
 head counts, so no lane idles), and every load is issued before the first store: with loads and stores taking turns, the
 compiler must assume that they alias and keeps two loads in flight instead of sixteen.
 """
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,assignment"
 # Triton ships neither stubs nor py.typed, and the body of a kernel is Triton's language, not Python's.
 
 import math

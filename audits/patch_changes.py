@@ -111,6 +111,8 @@ def described(value: Any) -> str:
     if isinstance(value, nn.Module):
         value = type(value)
     plain = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    if inspect.isfunction(plain):  # what functools.wraps copies would name the wrapped function
+        return f"{plain.__globals__.get('__name__', '')}.{plain.__code__.co_qualname}"
     name = getattr(plain, "__qualname__", None)
     return f"{plain.__module__}.{name}" if name else type(plain).__name__
 

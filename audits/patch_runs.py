@@ -10,7 +10,7 @@ import io
 import json
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ class Training:
     steps: int = 3
     rate: float = 0.01
     dtype: str = "float32"
+    device: str = "cpu"
 
 
 class PatchError(RuntimeError):
@@ -98,12 +99,16 @@ def from_bytes(tensor: Tensor) -> Any:
 
 
 def _plain(family: Family, training: Training, dtype: str) -> Outputs:
-    return _trained(family.build(0).to(getattr(torch, dtype)), family, training)
+    return _trained(_built(family, training, dtype), family, training)
+
+
+def _built(family: Family, training: Training, dtype: str) -> nn.Module:
+    model: nn.Module = family.build(0).to(device=training.device, dtype=getattr(torch, dtype))
+    return model.train(training.train)
 
 
 def _patched(family: Family, patch: str, training: Training) -> Outputs:
-    model = family.build(0).to(getattr(torch, training.dtype)).train(training.train)
-    applied = apply_users(patch, family, model)
+    applied = apply_users(patch, family, _built(family, training, training.dtype))
     with applied.counted():
         out = _trained(applied.model, family, training)
     return {**out, "record": as_bytes({"changes": _record(applied, family)})}
@@ -121,35 +126,47 @@ def _record(applied: Applied, family: Family) -> list[dict[str, Any]]:
     return record
 
 
-def samples(family: Family, content: str) -> tuple[str, ...]:
-    """The batch of a case, for one family."""
+def batches(family: Family, content: str) -> tuple[tuple[str, ...], ...]:
+    """The samples of a case, for one family: one batch, or several where it cannot take all kinds in one."""
     if content in CONTENT:
-        return CONTENT[content]
+        return (CONTENT[content],)
     further = tuple(FURTHER[kind] for kind in family.modalities if kind in FURTHER)
-    return further if family.exclusive and further else (*CONTENT["image"], *further)
+    if family.exclusive and further:
+        return (CONTENT["image"], further)
+    return ((*CONTENT["image"], *further),)
 
 
 def _trained(model: nn.Module, family: Family, training: Training) -> dict[str, Tensor]:
-    """Loss, logits, gradients and the parameters after some steps of plain gradient descent."""
+    """Loss, logits and gradients of the first step, and the parameters after the last, of plain gradient descent."""
     torch.manual_seed(training.seed)
     model.train(training.train)
-    made = family.batch(model, samples(family, training.content), padding=training.padding, seed=training.seed)
-    batch = {name: value for name, value in made.items() if value is not None}
-    batch["labels"] = _labels(batch)
+    made = [_batch(model, family, training, samples) for samples in batches(family, training.content)]
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     out: dict[str, Tensor] = {}
     with torch.enable_grad():
         for step in range(training.steps):
+            batch = made[step % len(made)]
             model.zero_grad()
             answer = model(**batch, use_cache=False)
             answer.loss.backward()
             if step == 0:
                 out = _first(answer, batch, named)
-            with torch.no_grad():
-                for parameter in named.values():
-                    if parameter.grad is not None:
-                        parameter.sub_(training.rate * parameter.grad)
+            _descend(named.values(), training.rate)
     return {**out, **{f"step:{name}": parameter.detach().clone() for name, parameter in named.items()}}
+
+
+def _descend(parameters: Iterable[nn.Parameter], rate: float) -> None:
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.sub_(rate * parameter.grad)
+
+
+def _batch(model: nn.Module, family: Family, training: Training, samples: tuple[str, ...]) -> dict[str, Any]:
+    """The keyword arguments of forward, with labels: every real token is trained on."""
+    made = family.batch(model, samples, padding=training.padding, seed=training.seed)
+    batch = {name: value for name, value in made.items() if value is not None}
+    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)}
 
 
 def _first(answer: Any, batch: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -159,12 +176,6 @@ def _first(answer: Any, batch: Mapping[str, Any], named: Mapping[str, nn.Paramet
         out["logits"] = answer.logits.detach()[real].clone()
     grads = {f"grad:{name}": p.grad.clone() for name, p in named.items() if p.grad is not None}
     return {**out, **grads}
-
-
-def _labels(batch: Mapping[str, Any]) -> Tensor:
-    """Every real token is trained on."""
-    labels: Tensor = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
-    return labels
 
 
 def _in_child(work: Callable[[], Outputs]) -> Outputs | str:
@@ -200,7 +211,7 @@ def _live(work: Callable[[], Outputs], writing: int) -> None:
 
 def _told(work: Callable[[], Outputs]) -> Outputs | str:
     try:
-        return {name: value.detach().contiguous() for name, value in work().items()}
+        return {name: value.detach().cpu().contiguous() for name, value in work().items()}
     except SystemExit as error:
         return f"exited with status {error.code}"
     except BaseException as error:  # noqa: BLE001 - foreign code: whatever it raises is the result

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import subprocess
 import sys
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from assay.audits.families import discovery, samples, sites
 from assay.audits.terms import Family
 
 MIXED = ("t5 i4x6 t3 v2x4x6@3 t0 i6x2 t7", "t2 i2x8 t4")
-VIDEOS = ("t5 v2x4x6@3 t3 v3x6x2@1 t4", "t2 v1x2x8")
+VIDEOS = ("t5 v2x4x6@3 t3 v3x6x2@3 t4", "t2 v1x2x8@3")
 FOUND = discovery.families()
 BUILT = sorted(name for name, found in FOUND.items() if isinstance(found, Family))
 
@@ -28,7 +30,9 @@ def batches(family: Family) -> list[tuple[str, ...]]:
         mixed = tuple(" ".join(word for word in sample.split() if word[0] != "v") for sample in MIXED)
     if "audio" in family.modalities:
         mixed = (mixed[0] + " a1.3 t2", mixed[1] + " a0.7")
-    return [mixed, VIDEOS] if "video" in family.modalities and family.exclusive else [mixed]
+    if not (family.exclusive and "video" in family.modalities):
+        return [mixed]
+    return [mixed, VIDEOS]
 
 
 @lru_cache(maxsize=4)
@@ -123,6 +127,30 @@ def test_text_has_the_asked_length(name: str) -> None:
     family, model = built(name)
     without = family.batch(model, ["t1 i2x4"])["input_ids"].shape[1]
     assert family.batch(model, ["t8 i2x4 t5"])["input_ids"].shape[1] == without + 12
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_videos_are_prepared_as_the_family_does(name: str) -> None:
+    recipe = importlib.import_module(f"assay.audits.families.{name}").RECIPE
+    if not recipe.video:
+        pytest.skip(f"{name} takes no videos")
+    try:
+        real_class = getattr(importlib.import_module("transformers"), recipe.video_processor)
+        settings = {"draw_on_frames": False} if hasattr(real_class, "draw_on_frames") else {}
+        sizes = (recipe.patch_size, recipe.merge_size, recipe.temporal_patch_size)
+        patch, merge, step = sizes
+        real = real_class(do_resize=False, patch_size=patch, merge_size=merge, temporal_patch_size=step, **settings)
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"the video processors of transformers need a torchvision that loads: {error}".splitlines()[0])
+    draw = np.random.default_rng(0)
+    videos = [draw.integers(0, 256, (frames, 16, 24, 3), dtype=np.uint8) for frames in (4, 8)]
+    metadata = [
+        {"total_num_frames": len(video), "fps": 2.0, "frames_indices": list(range(len(video)))} for video in videos
+    ]
+    want = real(videos, video_metadata=metadata, do_sample_frames=False, return_tensors="pt")
+    have = recipe.frame_processor()(videos, video_metadata=metadata)
+    assert torch.equal(have["video_grid_thw"], want["video_grid_thw"])
+    assert torch.allclose(have["pixel_values_videos"], want["pixel_values_videos"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("sample", ["t5 i4x6 t3 v2x4x6@3 a1.5", "i2x2 i2x2", "v1x2x2@2", ""])

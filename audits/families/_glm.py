@@ -38,7 +38,7 @@ VISION: dict[str, Any] = {
 }
 
 
-def special_ids(token_id: TokenId) -> dict[str, int]:
+def special_ids(token_id: TokenId) -> dict[str, Any]:
     """The ids that a GLM configuration asks for."""
     return {
         "image_token_id": token_id("<|image|>"),
@@ -76,6 +76,7 @@ def glm_v(name: str, model: str, config: Any, *, family: str = "Glm4v", **more: 
         model=model,
         processor=f"{family}Processor",
         image_processor=f"{family}ImageProcessor",
+        video_processor=f"{family}VideoProcessor",
         config=config,
         **settings,
     )

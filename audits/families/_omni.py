@@ -41,6 +41,7 @@ def omni(name: str, model: str, processor: str, config: Any, tokens: Sequence[st
         config=config,
         processor=processor,
         image_processor="Qwen2VLImageProcessor",
+        video_processor="Qwen2VLVideoProcessor",
         special=special,
         image=of["vision_bos"] + of["image"] + of["vision_eos"],
         video=of["vision_bos"] + of["video"] + of["vision_eos"],
@@ -53,7 +54,7 @@ def omni(name: str, model: str, processor: str, config: Any, tokens: Sequence[st
     )
 
 
-def media_ids(token_id: TokenId, tokens: Sequence[str]) -> dict[str, int]:
+def media_ids(token_id: TokenId, tokens: Sequence[str]) -> dict[str, Any]:
     """The ids that a thinker configuration asks for, under the names of its attributes."""
     of = dict(zip(ROLES, tokens, strict=True))
     return {
@@ -70,7 +71,8 @@ def media_ids(token_id: TokenId, tokens: Sequence[str]) -> dict[str, int]:
 def _ears(_recipe: Recipe) -> Mapping[str, Any]:
     from transformers import WhisperFeatureExtractor
 
-    return {"feature_extractor": WhisperFeatureExtractor(feature_size=MEL_BINS, chunk_length=8)}
+    untyped: Any = WhisperFeatureExtractor
+    return {"feature_extractor": untyped(feature_size=MEL_BINS, chunk_length=8)}
 
 
 def _one_rate(samples: Sequence[Sample], default_rate: float) -> Mapping[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _media, _release
 from ._tokenizer import single_token_words
-from ._video_processor import FrameProcessor
 from .samples import Audio, Image, Sample, Segment, Text, Video
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def _media_arguments(recipe: Recipe, named: Sequence[tuple[int, Sample]], seed: 
         for place, part in enumerate(sample.segments)
     ]
     side = recipe.patch_size
-    images = [_media.image(part.height * side, part.width * side, draw) for part, draw in drawn if isinstance(part, Image)]
+    images = [
+        _media.image(part.height * side, part.width * side, draw) for part, draw in drawn if isinstance(part, Image)
+    ]
     clips = [(part, draw) for part, draw in drawn if isinstance(part, Video)]
     sounds = [(part, draw) for part, draw in drawn if isinstance(part, Audio)]
     arguments: dict[str, Any] = {"images": images} if images else {}
@@ -87,9 +89,7 @@ def _media_arguments(recipe: Recipe, named: Sequence[tuple[int, Sample]], seed: 
         if not _release.within(">=5.0.0.dev0"):
             arguments["fps"] = [clip.frames_per_second for clip, _ in clips]
     if sounds:
-        arguments["audio"] = [
-            _media.sound(round(part.seconds * recipe.sampling_rate), draw) for part, draw in sounds
-        ]
+        arguments["audio"] = [_media.sound(round(part.seconds * recipe.sampling_rate), draw) for part, draw in sounds]
     return arguments
 
 
@@ -120,9 +120,7 @@ def _assembled(recipe: Recipe) -> Any:
 
     parts: dict[str, Any] = {"tokenizer": recipe.tokenizer(), "image_processor": image_processor(recipe)}
     if recipe.video:
-        parts["video_processor"] = FrameProcessor(
-            recipe.patch_size, recipe.merge_size, recipe.temporal_patch_size, recipe.step
-        )
+        parts["video_processor"] = recipe.frame_processor()
     if recipe.parts:
         parts.update(recipe.parts(recipe))
     return _lenient(getattr(transformers, recipe.processor))(**parts)
@@ -133,7 +131,9 @@ def image_processor(recipe: Recipe) -> Any:
     import transformers
 
     pil = _release.within(">=5.0.0.dev0") and hasattr(transformers, f"{recipe.image_processor}Pil")
-    cls = getattr(transformers, recipe.image_processor + ("Pil" if pil else ""))
+    exported = getattr(transformers, recipe.image_processor + ("Pil" if pil else ""))
+    # transformers 5.16 and 5.17 export a stand-in for one PIL class that asks for torchvision; the class does not.
+    cls = getattr(import_module(exported.__module__), exported.__name__)
     settings = {
         "do_resize": False,
         "patch_size": recipe.patch_size,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ._recipe import Recipe, TokenId, rope
 from ._tokenizer import END_OF_TEXT
+from ._video_processor import HALF
 
 SPECIAL = (
     END_OF_TEXT,
@@ -42,7 +43,7 @@ HYBRID: dict[str, Any] = {
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
 
-def special_ids(token_id: TokenId) -> dict[str, int]:
+def special_ids(token_id: TokenId) -> dict[str, Any]:
     """The ids that a Qwen configuration asks for."""
     return {
         "image_token_id": token_id("<|image_pad|>"),
@@ -76,9 +77,16 @@ def qwen_vl(name: str, model: str, processor: str, config: Any, *, patch_size: i
     """The recipe of a Qwen vision-language family."""
     settings: dict[str, Any] = {
         "image_processor": "Qwen2VLImageProcessor",
+        "video_processor": "Qwen2VLVideoProcessor",
         "special": SPECIAL,
         "image": IMAGE,
         "video": VIDEO,
         **more,
     }
     return Recipe(name=name, model=model, processor=processor, config=config, patch_size=patch_size, **settings)
+
+
+def qwen3_vl(name: str, model: str, config: Any, **more: Any) -> Recipe:
+    """The recipe of a family with the processors of Qwen3-VL, which write a timestamp before each step of a video."""
+    settings = {"patch_size": 4, "video_processor": "Qwen3VLVideoProcessor", "video_scaling": HALF, **more}
+    return qwen_vl(name, model, "Qwen3VLProcessor", config, **settings)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..terms import Family
 from . import _release
+from ._video_processor import CLIP, FrameProcessor, Scaling
 from .samples import Sample, parse
 from .sites import Sites
 
@@ -27,7 +28,8 @@ class Recipe:
     tiny configuration from the vocabulary size and a function from special token to id. ``image``, ``video`` and
     ``audio`` are what a prompt writes for one of them. ``parts`` makes further arguments of the processor,
     ``call`` further keyword arguments of its call, ``drop`` names outputs that the model does not take.
-    ``frames_per_step`` is how many frames make one step of ``video_grid_thw``, where not ``temporal_patch_size``.
+    ``video_processor`` names the class that :class:`FrameProcessor` stands in for, ``video_scaling`` and
+    ``channels_last`` are what it does to pixels. ``frames_per_step`` is how many frames make one step of ``video_grid_thw``, where not ``temporal_patch_size``.
     """
 
     name: str
@@ -43,6 +45,9 @@ class Recipe:
     merge_size: int = 2
     temporal_patch_size: int = 2
     frames_per_step: int = 0
+    video_processor: str = ""
+    video_scaling: Scaling = CLIP
+    channels_last: bool = False
     sampling_rate: int = 16_000
     attributes: tuple[tuple[str, str], ...] = ()
     image_settings: Mapping[str, Any] | None = None
@@ -54,6 +59,17 @@ class Recipe:
     def step(self) -> int:
         """Frames per temporal step of a video grid."""
         return self.frames_per_step or self.temporal_patch_size
+
+    def frame_processor(self) -> FrameProcessor:
+        """What stands in for the family's video processor."""
+        return FrameProcessor(
+            patch_size=self.patch_size,
+            merge_size=self.merge_size,
+            temporal_patch_size=self.temporal_patch_size,
+            frames_per_step=self.step,
+            scaling=self.video_scaling,
+            channels_last=self.channels_last,
+        )
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -52,7 +52,8 @@ def tokenizer(special: tuple[str, ...], attributes: tuple[tuple[str, str], ...] 
 
     base = Tokenizer.from_str(_trained())
     base.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    fast = PreTrainedTokenizerFast(
+    untyped: Any = PreTrainedTokenizerFast
+    fast = untyped(
         tokenizer_object=base,
         pad_token=special[0],
         eos_token=special[0],

@@ -8,13 +8,16 @@ the real ones where torchvision loads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
-DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+Scaling = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation that pixels between 0 and 1 are normalised with, for each channel."""
+
+CLIP: Scaling = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF: Scaling = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @dataclass
@@ -25,8 +28,8 @@ class FrameProcessor:
     merge_size: int
     temporal_patch_size: int
     frames_per_step: int
-    mean: Any = field(default_factory=lambda: MEAN)
-    deviation: Any = field(default_factory=lambda: DEVIATION)
+    scaling: Scaling = CLIP
+    channels_last: bool = False
     fps: float = 2.0
     model_input_names: tuple[str, ...] = ("pixel_values_videos", "video_grid_thw")
 
@@ -46,11 +49,13 @@ class FrameProcessor:
         }
 
     def _patches(self, video: Any) -> tuple[Any, tuple[int, int, int]]:
-        """Order: time, block row, block column, row in block, column in block; values: channel, time, row, column."""
+        """Order: time, block row, block column, row in block, column in block; then the values of a patch."""
         frames, height, width, channels = video.shape
         patch, merge, step = self.patch_size, self.merge_size, self.frames_per_step
         grid = (frames // step, height // patch, width // patch)
-        values = (video.astype(np.float32) / np.float32(255) - self.mean) / self.deviation
+        mean, deviation = (np.array(part, dtype=np.float32) for part in self.scaling)
+        values = (video.astype(np.float32) / np.float32(255) - mean) / deviation
         split = values.reshape(grid[0], step, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch, channels)
-        ordered = split.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+        inside = (1, 4, 7, 8) if self.channels_last else (8, 1, 4, 7)
+        ordered = split.transpose(0, 2, 5, 3, 6, *inside)
         return ordered.reshape(grid[0] * grid[1] * grid[2], channels * step * patch * patch), grid

@@ -7,6 +7,7 @@ from typing import Any
 from ._qwen import VISION, VISION_3, qwen_vl, text_config
 from ._recipe import TokenId
 from ._tokenizer import END_OF_TEXT
+from ._video_processor import HALF
 
 SPECIAL = (END_OF_TEXT, "<|im_end|>", "<|VISION_START|>", "<|VISION_END|>", "<|IMAGE_PAD|>", "<|VIDEO_PAD|>")
 
@@ -34,6 +35,8 @@ RECIPE = qwen_vl(
     config,
     patch_size=4,
     image_processor="CohereCompassImageProcessor",
+    video_processor="CohereCompassVideoProcessor",
+    video_scaling=HALF,
     special=SPECIAL,
     image="<|VISION_START|><|IMAGE_PAD|><|VISION_END|>",
     video="<|VISION_START|><|VIDEO_PAD|><|VISION_END|>",

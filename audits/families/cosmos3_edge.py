@@ -6,6 +6,7 @@ from typing import Any
 
 from ._qwen import qwen_vl, special_ids, text_config
 from ._recipe import TokenId
+from ._video_processor import HALF
 from .sites import Sites
 
 
@@ -38,6 +39,9 @@ RECIPE = qwen_vl(
     config,
     patch_size=4,
     image_processor="Cosmos3EdgeImageProcessor",
+    video_processor="Cosmos3EdgeVideoProcessor",
+    video_scaling=HALF,
+    channels_last=True,
     temporal_patch_size=1,
     call=lambda _samples: {"return_metadata": True, "return_mm_token_type_ids": True},
 )

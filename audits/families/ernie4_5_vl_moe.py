@@ -23,6 +23,7 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
     """A dense layer and one with four text experts and four vision experts; two frames are merged into one."""
     from transformers import Ernie4_5_VLMoeConfig
 
+    ids: dict[str, Any] = {f"{name}_token_id": token_id(token) for name, token in TOKENS.items()}
     return Ernie4_5_VLMoeConfig(
         text_config=text_config(
             vocabulary,
@@ -43,7 +44,7 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
             "spatial_merge_size": 2,
             "temporal_merge_size": 2,
         },
-        **{f"{name}_token_id": token_id(token) for name, token in TOKENS.items()},
+        **ids,
     )
 
 
@@ -53,6 +54,7 @@ RECIPE = Recipe(
     config=config,
     processor="Ernie4_5_VLMoeProcessor",
     image_processor="Ernie4_5_VLMoeImageProcessor",
+    video_processor="Ernie4_5_VLMoeVideoProcessor",
     special=(END_OF_TEXT, "<|im_end|>", *TOKENS.values()),
     attributes=tuple((f"{name}_token", token) for name, token in TOKENS.items()),
     image="<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._qwen import VISION, VISION_3, qwen_vl, special_ids, text_config
+from ._qwen import VISION, VISION_3, qwen3_vl, special_ids, text_config
 from ._recipe import TokenId
 
 
@@ -21,6 +21,6 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
     )
 
 
-RECIPE = qwen_vl("qwen3_vl", "Qwen3VLForConditionalGeneration", "Qwen3VLProcessor", config, patch_size=4)
+RECIPE = qwen3_vl("qwen3_vl", "Qwen3VLForConditionalGeneration", config)
 
 FAMILY = RECIPE.family(layout="interleaved")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._qwen import EXPERTS, HYBRID, VISION, VISION_3, qwen_vl, special_ids, text_config
+from ._qwen import EXPERTS, HYBRID, VISION, VISION_3, qwen3_vl, special_ids, text_config
 from ._recipe import TokenId
 
 SPARSE = {
@@ -25,18 +25,18 @@ SPARSE = {
 
 
 def config(vocabulary: int, token_id: TokenId) -> Any:
-    """One linear-attention and one indexed-attention layer, each with four experts and a shared one."""
+    """One linear-attention layer and one that attends to indexed blocks, which configurations call full attention, each with four experts and a shared one."""
     from transformers import Qwen4ExpConfig
 
     rotary = {"mrope_interleaved": True, "partial_rotary_factor": 0.25}
     text = text_config(vocabulary, token_id, theta=1e7, sections=(7, 5, 4), **rotary, **HYBRID, **EXPERTS, **SPARSE)
     return Qwen4ExpConfig(
-        text_config={**text, "layer_types": ["linear_attention", "indexed_attention"]},
+        text_config={**text, "layer_types": ["linear_attention", "full_attention"]},
         vision_config={**VISION, **VISION_3},
         **special_ids(token_id),
     )
 
 
-RECIPE = qwen_vl("qwen4_exp", "Qwen4ExpForConditionalGeneration", "Qwen3VLProcessor", config, patch_size=4)
+RECIPE = qwen3_vl("qwen4_exp", "Qwen4ExpForConditionalGeneration", config)
 
 FAMILY = RECIPE.family(layout="interleaved", releases=">=5.2")

@@ -87,7 +87,8 @@ class RotaryParameters:
 
 def rotary_parameters(model: Any, sites: Sites) -> RotaryParameters:
     """Read the live parameters off the text rotary, and off its configuration where the module does not keep them."""
-    rotary = _module(model, sites.text_rotary, "text rotary", missing := [])
+    missing: list[str] = []
+    rotary = _module(model, sites.text_rotary, "text rotary", missing)
     if rotary is None:
         raise LookupError(missing[0])
     if not hasattr(rotary, "inv_freq"):
@@ -99,23 +100,26 @@ def rotary_parameters(model: Any, sites: Sites) -> RotaryParameters:
 def _of_layer_type(rotary: Any) -> RotaryParameters:
     """A rotary with parameters of its own for each type of layer: those of the first type, by name, that is rotated."""
     kind = min(rotary.rope_type)
-    sections = getattr(rotary, "mrope_section", {}).get(kind, ())
+    sections = getattr(rotary, "mrope_section", {}).get(kind) or _configured_sections(rotary.config, kind)
     return _parameters(getattr(rotary, f"{kind}_inv_freq"), sections, getattr(rotary, f"{kind}_attention_scaling"))
 
 
 def _parameters(inv_freq: Any, sections: Iterable[Any], attention_scaling: float) -> RotaryParameters:
+    """A matrix of frequencies (axis, lane), of which each lane has one that is not zero, is folded into its lanes."""
+    lanes = inv_freq.sum(0) if inv_freq.dim() == 2 else inv_freq
     return RotaryParameters(
-        inv_freq=inv_freq,
+        inv_freq=lanes,
         sections=tuple(int(section) for section in sections),
-        rotary_dim=2 * inv_freq.numel(),
+        rotary_dim=2 * lanes.numel(),
         attention_scaling=float(attention_scaling),
     )
 
 
-def _configured_sections(config: Any) -> tuple[int, ...]:
+def _configured_sections(config: Any, kind: str = "") -> tuple[int, ...]:
     """``rope_scaling`` is what releases before 5.0 call ``rope_parameters``."""
     for name in ("rope_parameters", "rope_scaling"):
         settings = getattr(config, name, None) or {}
+        settings = settings.get(kind, {}) if kind else settings
         for key in ("mrope_section", "xdrope_section"):
             if settings.get(key):
                 return tuple(settings[key])

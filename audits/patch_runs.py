@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from assay.audits.families.adapt import loaded
 from assay.audits.patch_reasons import why
-from assay.audits.patch_users import Applied, apply_users
+from assay.audits.patch_users import Applied, apply_users, needs_model
 from assay.audits.terms import Family, Outputs
 
 IGNORED = -100
@@ -63,8 +63,12 @@ class Comparison:
     """
 
     def __init__(self, family: Family, patch: str) -> None:
-        """Keep what to compare. LookupError when the family cannot be built."""
+        """Keep what to compare. LookupError when the family cannot be built, or the patch cannot be imported."""
         family.build(0)
+        taken = _in_child(lambda: {"model": torch.tensor(needs_model(patch))})
+        if isinstance(taken, str):
+            message = f"patch {patch}: {taken}"
+            raise LookupError(message)
         self._family, self._patch = family, patch
         self.sites: dict[str, int] = {}
 

@@ -30,8 +30,9 @@ def implementation(target: Mapping[str, Any]) -> Implementation:
     if target.get("patch"):
         from assay.audits import patches
 
-        patches.apply_users(target["patch"], family)
-    model = family.build(0)
+        model = patches.patched_model(target["patch"], family)
+    else:
+        model = family.build(0)
     kinds = {"positions": Positions, "rotate": Rotation}
     made: Implementation = kinds[target["site"]](family, model)
     return made

@@ -60,15 +60,18 @@ def returns(trial: Trial) -> Iterator[Evidence]:
             yield _missing(name, None, truth[name])
             continue
         value, wanted = values[name], truth[name]
-        dtype = trial.dtype if wanted.is_floating_point() else wanted.dtype
+        dtype = trial.dtype if wanted.is_floating_point() and trial.dtype.is_floating_point else wanted.dtype
         for what, got, want in (("shape", tuple(value.shape), tuple(wanted.shape)), ("dtype", value.dtype, dtype)):
             if got != want:
                 yield Evidence(where=name, measured=f"{what} {got}", limit=f"{what} {want}", message=f"wrong {what}")
 
 
 def exactly(where: str, got: Tensor, truth: Tensor, message: str = "differs from the reference") -> Iterator[Evidence]:
-    """Evidence unless two tensors agree in every element."""
+    """Evidence unless two tensors agree in every element; fractions (of seconds, in positions) up to float32."""
     wrong = got.cpu() != truth.cpu()
+    if got.is_floating_point() and truth.dtype == torch.float64 and got.numel():
+        reach = truth.abs().amax() if truth.numel() else truth.new_zeros(())
+        wrong &= difference(got, truth) > floor([], reach, torch.float32) * reach
     if not bool(wrong.any()):
         return
     count = int(wrong.sum())

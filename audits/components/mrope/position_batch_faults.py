@@ -30,7 +30,7 @@ def masked(inputs: Inputs, ids: Tensor) -> Tensor:
     return torch.where(inputs.attention_mask.bool(), ids, 0)
 
 
-@fault(NAME, "blocks", "starts", "parity", link="https://github.com/NVIDIA-NeMo/Automodel/pull/2172")
+@fault(NAME, "blocks", "duration", "parity", link="https://github.com/NVIDIA-NeMo/Automodel/pull/2172")
 def one_dimension_on_three_axes(inputs: Inputs) -> Outputs:
     """Each sample is numbered 0, 1, 2, ... and the row repeated on three axes, since the packer has no position hook.
 
@@ -153,13 +153,9 @@ def grids_restart_with_every_sample(inputs: Inputs) -> Outputs:
 
     Effect: the second sample's images are numbered with the first one's sizes; nothing fails.
     """
-    parts = [
-        numbered(
-            dataclasses.replace(inputs, token_types=inputs.token_types[i][None], attention_mask=inputs.attention_mask[i][None]),
-            take=forgiving, strict=False,
-        )
-        for i in range(len(inputs.token_types))
-    ]  # fmt: skip
+    rows = zip(inputs.token_types[:, None], inputs.attention_mask[:, None], strict=True)
+    alone = [dataclasses.replace(inputs, token_types=types, attention_mask=mask) for types, mask in rows]
+    parts = [numbered(one, take=forgiving, strict=False) for one in alone]
     return {
         "positions": torch.cat([part["positions"] for part in parts], dim=1),
         "next": torch.cat([part["next"] for part in parts]),

@@ -17,6 +17,9 @@ from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation
 
+SLACK = 1e-3
+"""Ids by which rounding may move a time that is a whole number in exact arithmetic."""
+
 
 def resumes(trial: Trial) -> Iterator[Evidence]:
     """Text after a visual block starts at one plus the largest id of all that came before, on every axis.
@@ -53,11 +56,11 @@ def starts(trial: Trial) -> Iterator[Evidence]:
     for what, sample, tokens in (*_images(trial), *_videos(trial)):
         row = trial.inputs.attention_mask[sample].bool().nonzero().flatten()
         before = ids[:3, sample, row[row < tokens[0]]]
-        first = int(before.max()) + 1 if before.numel() else 0
+        first = before.max() + 1 if before.numel() else ids.new_zeros(())
         start = ids[:3, sample, tokens].amin(-1)
         if bool((start != first).any()):
             yield Evidence(
-                where="positions", measured=f"{start.tolist()}", limit=f"{first}",
+                where="positions", measured=f"{start.tolist()}", limit=f"{first:g}",
                 message=f"{what} of sample {sample} does not start right after all before it",
                 index=(0, sample, int(tokens[0])),
             )  # fmt: skip
@@ -191,9 +194,9 @@ def duration(trial: Trial) -> Iterator[Evidence]:
         seconds = float(trial.inputs.seconds_per_grid[video]) * (frames - 1)
         time = ids[0, sample, tokens]
         span = float(time.max() - time.min())
-        if not (span <= seconds * rate + 1e-3 and span > seconds * rate - 1):
+        if not (span <= seconds * rate + SLACK and span > seconds * rate - 1):
             yield Evidence(
-                where="positions", measured=span, limit=math.floor(seconds * rate + 1e-3),
+                where="positions", measured=span, limit=math.floor(seconds * rate + SLACK),
                 message=f"video {video} spans {seconds:.3g} s at {rate:g} ids per second",
                 index=(0, sample, int(tokens[-1])),
             )  # fmt: skip
@@ -213,7 +216,7 @@ def frame_order(trial: Trial) -> Iterator[Evidence]:
         time = ids[0, sample, tokens].reshape(-1, per_frame)
         step = (time[1:] - time[:-1]).flatten()
         interval = _interval(trial.inputs, video)
-        if step.numel() and (int(step.min()) < math.floor(interval) or bool((time != time[:, :1]).any())):
+        if step.numel() and (float(step.min()) < math.floor(interval) - SLACK or bool((time != time[:, :1]).any())):
             yield Evidence(
                 where="positions", measured=float(step.min()), limit=math.floor(interval),
                 message=f"frames of video {video} ({frames} steps) do not advance on the time axis",
@@ -343,7 +346,8 @@ def _video_runs(trial: Trial) -> Iterator[tuple[int, Tensor]]:
         tokens = ((inputs.token_types[sample] == 2) & row).nonzero().flatten()
         while len(tokens):
             frames, height, width = (int(n) for n in inputs.video_grids[video])
-            count = frames // inputs.temporal_merge * (height // inputs.spatial_merge) * (width // inputs.spatial_merge)
+            merge = inputs.spatial_merge
+            count = max(frames // inputs.temporal_merge, 1) * (height // merge) * (width // merge)
             yield sample, tokens[:count]
             tokens, video = tokens[count:], video + 1
 

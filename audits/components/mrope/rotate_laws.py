@@ -30,10 +30,10 @@ def relative(trial: Trial) -> Iterator[Evidence]:
     """
 
     def relate(run: Run, inputs: Inputs) -> Iterable[Pair]:
-        before = _scores(run(inputs), inputs)
+        before, reach = _scores(run(inputs), inputs), _score_reach(inputs)
         for axis in range(len(inputs.positions)):
             after = _scores(run(_moved(inputs, axis)), inputs)
-            yield Pair(where="scores", left=after, right=before, reach=_score_reach(inputs), message=f"axis {axis} moved")
+            yield Pair(where="scores", left=after, right=before, reach=reach, message=f"axis {axis} moved")
 
     yield from holds(trial, relate)
 
@@ -151,7 +151,8 @@ def ownership(trial: Trial) -> Iterator[Evidence]:
     inputs: Inputs = trial.inputs
     mixed = trial.run(inputs)
     for axis in range(len(inputs.positions)):
-        alone = trial.run(dataclasses.replace(inputs, positions=inputs.positions[axis].expand_as(inputs.positions).clone()))
+        positions = inputs.positions[axis].expand_as(inputs.positions).clone()
+        alone = trial.run(dataclasses.replace(inputs, positions=positions))
         own = inputs.axes == axis
         for name in ("q", "k"):
             yield from exactly(
@@ -252,7 +253,8 @@ def layout(trial: Trial) -> Iterator[Evidence]:
         dense = run(dataclasses.replace(inputs, q=inputs.q.contiguous(), k=inputs.k.contiguous()))
         for name in ("q", "k"):
             reach = row_reach(getattr(inputs, name)) * inputs.attention_scaling
-            yield Pair(where=name, left=seen[name], right=dense[name], reach=reach, message="a view differs from its copy")
+            message = "a view differs from its copy"
+            yield Pair(where=name, left=seen[name], right=dense[name], reach=reach, message=message)
 
     yield from holds(trial, relate)
 

@@ -113,6 +113,7 @@ def _answer(connection: socket.socket, paths: list[str], output: Any) -> None:
             outcome, implementation = _load(request["target"], request["form"])
         else:
             assert implementation is not None
+            _correct_interpreter()
             outcome = observe(
                 implementation, request["inputs"], request["upstream"], tuple(request["differentiable"])
             )
@@ -120,11 +121,21 @@ def _answer(connection: socket.socket, paths: list[str], output: Any) -> None:
         _reply(connection, outcome, sites, _tail(output))
 
 
+def _correct_interpreter() -> None:
+    """Where Triton kernels are interpreted, have them round bf16 as a GPU does; cheap once done, or without Triton."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and "triton" in sys.modules:
+        from assay.audits import interpreter
+
+        interpreter.enable()
+
+
 def _load(target: dict[str, Any], form: str) -> tuple[Outcome, Implementation | None]:
     from assay.audits import resolve
 
     try:
-        return Outcome(), resolve.implementation(target, form)
+        made = resolve.implementation(target, form)
+        _correct_interpreter()
+        return Outcome(), made
     except BaseException as error:  # noqa: BLE001 - importing foreign code may raise anything
         import traceback
 

@@ -159,6 +159,14 @@ def _translated(ids: Tensor, config: Any, family: Family) -> Tensor:
     return out
 
 
+def lane_order(inv_freq: Tensor) -> Tensor:
+    """The lane whose frequency each entry of a rotary module holds: most keep lane order, some sort by axis.
+
+    Frequencies fall strictly from lane to lane, so an entry's rank is its lane.
+    """
+    return torch.argsort(torch.argsort(inv_freq.double(), descending=True))
+
+
 class Rotation:
     """A family's rotary module and apply function together, for ``mrope.rotate``."""
 
@@ -168,13 +176,14 @@ class Rotation:
         if resolved.text_rotary is None or resolved.text_apply is None:
             raise LookupError("; ".join(resolved.missing))
         self._rotary = resolved.text_rotary
+        self._lanes = lane_order(resolved.text_rotary.inv_freq)
         module, _, name = resolved.text_apply_name.partition(":")
         self._module, self._name = importlib.import_module(module), name
 
     def __call__(self, inputs: Any) -> Outputs:
         """Rotated queries and keys."""
         rotary = self._rotary
-        rotary.inv_freq = inputs.inv_freq.clone()
+        rotary.inv_freq = inputs.inv_freq[self._lanes]
         rotary.attention_scaling = inputs.attention_scaling
         sections = list(inputs.sections)
         if hasattr(rotary, "mrope_section"):

@@ -213,7 +213,7 @@ def _watched(name: str, seen: Seen) -> Iterator[None]:
 def _parameters(model: Any, family: Family) -> dict[str, Tensor]:
     found = sites.rotary_parameters(model, family.sites)
     return {
-        "rotary.inv_freq": found.inv_freq.detach().clone(),
+        "rotary.inv_freq": found.inv_freq.detach().sort(descending=True).values,
         "rotary.sections": torch.tensor(found.sections),
         "rotary.scaling": torch.tensor(found.attention_scaling, dtype=torch.float64),
     }

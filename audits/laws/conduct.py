@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from assay.audits.laws.trial import Trial
 from assay.audits.observe import same_bits
-from assay.audits.terms import Evidence
+from assay.audits.terms import Evidence, Outcome
 
 
 def nondeterministic(trial: Trial) -> Iterator[Evidence]:
@@ -17,7 +17,7 @@ def nondeterministic(trial: Trial) -> Iterator[Evidence]:
 
     Example: a table cache keyed by sequence length alone returns the positions of the previous batch.
     """
-    again = trial.call(trial.inputs, trial.upstream if trial.operation.differentiable else None)
+    again = _again(trial)
     for kind, first, second in (
         ("", trial.outcome.values, again.values),
         ("grad:", trial.outcome.grads, again.grads),
@@ -48,11 +48,22 @@ def leaks(trial: Trial) -> Iterator[Evidence]:
     """Global settings are as they were after the call.
 
     Why: a default dtype, a thread count, a seed or a grad mode that a component leaves behind changes all code that
-    runs after it.
+    runs after it. Environment variables are compared over the second call only: importing a library at the first one
+    may set its own.
 
     Example: a patch that calls ``torch.manual_seed`` in its forward makes every dropout mask the same.
     """
-    for note in trial.outcome.notes:
+    first = set(trial.outcome.notes) - {"state:environment"}
+    for note in sorted(first | set(_again(trial).notes)):
         kind, _, what = note.partition(":")
         if kind == "state":
-            yield Evidence(where=what, measured="changed", limit="unchanged", message="the call changed a global setting")
+            yield Evidence(
+                where=what, measured="changed", limit="unchanged", message="the call changed a global setting"
+            )
+
+
+def _again(trial: Trial) -> Outcome:
+    """The same call a second time."""
+    upstream = trial.upstream if trial.operation.differentiable else None
+    again: Outcome = trial.once("again", lambda: trial.call(trial.inputs, upstream))
+    return again

@@ -43,18 +43,19 @@ class Pair:
 
 
 def holds(trial: Trial, relate: Callable[[Run, Any], Iterable[Pair]]) -> Iterator[Evidence]:
-    """Evidence where the candidate breaks a relation by more than twice what the ordinary form does.
+    """Evidence where the two sides of a relation lie further apart than twice the ordinary form's errors explain.
 
     ``relate(run, inputs)`` makes the related calls through ``run`` and yields pairs, the same ones for the
-    candidate, for the ordinary form and for the oracle.
+    candidate, for the ordinary form and for the oracle. The scale is what both sides of the ordinary form err against
+    the oracle, not how far apart they lie: where its two sides round alike their distance is luck.
     """
     expect = trial.operation.expect
     assert isinstance(expect, Numeric)
 
     @functools.cache
-    def ordinary() -> list[list[Pair]]:
+    def ordinary() -> list[tuple[list[Pair], list[Pair]]]:
         drawn = [trial.inputs, *expect.draws(trial.inputs)]
-        return [list(relate(Run(trial.eager), inputs)) for inputs in drawn]
+        return [(list(relate(Run(trial.eager), own)), list(relate(Run(trial.oracle), own))) for own in drawn]
 
     truth = list(relate(Run(trial.oracle), trial.inputs))
     for position, pair in enumerate(relate(Run(trial.call), trial.inputs)):
@@ -64,6 +65,15 @@ def holds(trial: Trial, relate: Callable[[Run, Any], Iterable[Pair]]) -> Iterato
         found = excess(pair.where, _error(pair), allowed, errors, pair.message)
         if found:
             yield found
+
+
+def _errors_at(ordinary: Callable[[], list[tuple[list[Pair], list[Pair]]]], position: int) -> list[Tensor]:
+    return [_both(eager[position], exact[position]) for eager, exact in ordinary()]
+
+
+def _both(eager: Pair, exact: Pair) -> Tensor:
+    sides = difference(eager.left, exact.left) + difference(eager.right, exact.right)
+    return relative(sides, exact.reach.double())
 
 
 def same_bits(pairs: Iterable[Pair]) -> Iterator[Evidence]:

@@ -17,6 +17,7 @@ from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation, Outputs
 from assay.reference import mrope
+from assay.reference.mrope_families import TEXT_ROTARIES
 from assay.reference.mrope_rules import RULES, PositionRule
 
 
@@ -54,8 +55,8 @@ def rotation(trial: Trial) -> Iterator[Evidence]:
 
     Example: sections read from a configuration key that this model does not have.
     """
-    out, family = trial.outcome.values, options_of(trial.params)
-    inputs = _rotate_inputs(out, family.layout, family.pairing)
+    out, rotary = trial.outcome.values, TEXT_ROTARIES[options_of(trial.params).rule]
+    inputs = _rotate_inputs(out, rotary.layout, rotary.pairing)
     truth = rotate.reference(_wide(inputs))
     eager = rotate.reference(_narrow(inputs))
     for name in ("q", "k"):
@@ -307,6 +308,10 @@ def _by_rule(_operation: Operation, case: Case) -> str | None:
     return None if kind in {"blocks", "sequence"} else f"{case.family} has no positions by token types"
 
 
+def _rotated(_operation: Operation, case: Case) -> str | None:
+    return None if options_of(case).rule in TEXT_ROTARIES else f"{case.family} has plain RoPE"
+
+
 def _several(_operation: Operation, case: Case) -> str | None:
     return None if len(case.samples) > 1 else "one sample"
 
@@ -335,7 +340,7 @@ def _law(check: Any, applies: Callable[[Operation, Case], str | None] | None = N
 LAWS = (
     _law(used, _by_rule),
     _law(precise),
-    _law(rotation),
+    _law(rotation, _rotated),
     _law(padding, _several),
     _law(order, _several),
     _law(alone, _several),

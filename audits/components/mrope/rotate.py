@@ -16,7 +16,7 @@ from torch import Tensor
 
 from assay.audits.terms import Candidate, Family, Form, Numeric, Operation, Outputs
 from assay.reference import mrope
-from assay.reference.mrope_rules import RULES
+from assay.reference.mrope_families import TEXT_ROTARIES
 
 NAME = "mrope.rotate"
 FEW = 2048
@@ -309,13 +309,17 @@ CANDIDATES = (
 )  # fmt: skip
 
 
-FAMILY_SECTIONS = {"chunked": (4, 6, 6), "interleaved": (6, 5, 5), "alternating": (5, 5, 6), "even_odd": (8, 8)}
+# ERNIE's frequencies are stored in an order that depends on its sections: these are those of its tiny model.
+FAMILY_SECTIONS = {"chunked": (4, 6, 6), "interleaved": (6, 5, 5), "alternating": (6, 6, 4), "even_odd": (8, 8)}
 
 
-def for_family(family: Family, patch: str) -> Candidate:
+def for_family(family: Family, patch: str) -> Candidate | None:
     """The rotary module and the apply function of a family's text model, with its layout and pairing."""
-    sections = (3, 5, 4, 4) if RULES[family.rule].axes == 4 else FAMILY_SECTIONS[family.layout]  # noqa: PLR2004
-    scope = {"layout": family.layout, "pairing": family.pairing, "sections": sections, "tail": family.tail}
+    rotary = TEXT_ROTARIES.get(family.rule)
+    if rotary is None:
+        return None
+    sections = FAMILY_SECTIONS[rotary.layout] if rotary.axes < 4 else (3, 5, 4, 4)  # noqa: PLR2004
+    scope = {"layout": rotary.layout, "pairing": rotary.pairing, "sections": sections, "tail": family.tail}
     return Candidate(
         operation=NAME, name=family_name(family.name, patch), origin="transformers", scope=scope,
         target={

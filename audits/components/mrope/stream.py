@@ -72,7 +72,7 @@ def _image(row: Row, height: int, width: int) -> None:
     row.image_grids.append((1, height, width))
     if row.rule.kind == "sequence":
         extra = 1 if row.rule.row_end else 0
-        row.put(IMAGE, rows * (columns + extra) + (2 if row.rule.boundary else 0))
+        _wrapped(row, IMAGE, rows * (columns + extra) + (2 if row.rule.boundary else 0), START, END)
         return
     _wrapped(row, IMAGE, rows * columns, START, END)
 

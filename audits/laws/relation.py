@@ -82,9 +82,5 @@ def same_bits(pairs: Iterable[Pair]) -> Iterator[Evidence]:
         yield from exactly(pair.where, pair.left, pair.right, pair.message)
 
 
-def _errors_at(ordinary: Callable[[], list[list[Pair]]], position: int) -> list[Tensor]:
-    return [_error(pairs[position]) for pairs in ordinary()]
-
-
 def _error(pair: Pair) -> Tensor:
     return relative(difference(pair.left, pair.right), pair.reach.double())

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -185,7 +186,9 @@ def _first(answer: Any, batch: Mapping[str, Any], named: Mapping[str, nn.Paramet
 def _in_child(work: Callable[[], Outputs]) -> Outputs | str:
     """The tensors that ``work`` returns in a forked child, or what it raised, in words."""
     reading, writing = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():  # Python 3.12 warns of threads, which a child on one thread does not need
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         _live(work, writing)
     os.close(writing)

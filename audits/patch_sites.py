@@ -71,27 +71,37 @@ def _adapted(original: Callable[..., Any], rotate: Rotate) -> Callable[..., Any]
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
-        q, k = given["q"], given["k"]
-        heads_last = _heads_last(given.get("unsqueeze_dim", 1))
-        q_BHSD = q.transpose(1, 2) if heads_last else q
-        # One family rotates a query alone: the kernel turns pairs, so the first head stands in for the missing key.
-        k_BHSD = q_BHSD[:, :1].detach() if k is None else k.transpose(1, 2) if heads_last else k
-        sections = given.get("mrope_section")
-        axes = None if sections is None else _axes(tuple(int(size) for size in sections), q.device)
-        q_out, k_out = rotate(q_BHSD, k_BHSD, given["cos"], given["sin"], axes)
-        if heads_last:
-            q_out, k_out = q_out.transpose(1, 2), k_out.transpose(1, 2)
+        k, sections = given["k"], given.get("mrope_section")
+        order = _head_order(given["q"], given.get("unsqueeze_dim", 1))
+        q_BHSD = order(given["q"])
+        # One family rotates queries alone: the kernel turns pairs, so a query stands in for the missing key.
+        k_BHSD = q_BHSD[:, :1].detach() if k is None else order(k)
+        cos, sin = (table[None] if given["q"].dim() == 3 else table for table in (given["cos"], given["sin"]))
+        axes = None if sections is None else _axes(tuple(int(size) for size in sections), cos.device)
+        q_out, k_out = rotate(q_BHSD, k_BHSD, cos, sin, axes)
+        q_out, k_out = order(q_out, back=True), order(k_out, back=True)
         return q_out if k is None else (q_out, k_out)
 
     return site
 
 
-def _heads_last(unsqueeze_dim: int) -> bool:
-    """Whether q is [B,S,H,D]: the dimension at which a table [B,S,R] gets a head dimension says so."""
-    if unsqueeze_dim not in (1, 2):
-        message = f"unsqueeze_dim: expected 1 for [B,H,S,D] or 2 for [B,S,H,D], got {unsqueeze_dim!r}"
+def _head_order(q: Tensor, unsqueeze_dim: int) -> Callable[..., Tensor]:
+    """What makes [B,H,S,D] of a query or key, and with ``back`` the model's own order again.
+
+    ``unsqueeze_dim`` says where a table gets a dimension for the heads: q may be [B,H,S,D], [B,S,H,D], or either
+    without the batch.
+    """
+    place = unsqueeze_dim + (q.dim() == 3)
+    if q.dim() not in (3, 4) or place not in (1, 2):
+        message = f"unsqueeze_dim: expected the dimension of the heads, got {unsqueeze_dim!r} for q {list(q.shape)}"
         raise ValueError(message)
-    return unsqueeze_dim == 2
+
+    def order(x: Tensor, *, back: bool = False) -> Tensor:
+        x = x[None] if q.dim() == 3 and not back else x
+        x = x.transpose(1, 2) if place == 2 else x
+        return x[0] if q.dim() == 3 and back else x
+
+    return order
 
 
 @functools.lru_cache(maxsize=64)

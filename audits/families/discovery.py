@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from . import _release
 if TYPE_CHECKING:
     from ..terms import Family
 
-_MULTI_AXIS = re.compile(rb"mrope_section|xdrope_section|def get_rope_index\b|position_ids\[\.\.\., [01]\]")
+_MULTI_AXIS = (b"mrope_section", b"xdrope_section", b"def get_rope_index")
 """What the source of a family with several position axes in its text model contains, in 4.57 to 5.23."""
 
 
@@ -21,7 +20,12 @@ _MULTI_AXIS = re.compile(rb"mrope_section|xdrope_section|def get_rope_index\b|po
 def installed_families() -> tuple[str, ...]:
     """Names of all such families, sorted, found by reading source text: transformers is not imported."""
     files = sorted(_release.models_folder().glob("*/modeling_*.py"))
-    return tuple(sorted({path.parent.name for path in files if _MULTI_AXIS.search(path.read_bytes())}))
+    found = (path.parent.name for path in files if _mentions(path.read_bytes()))
+    return tuple(sorted(set(found)))
+
+
+def _mentions(source: bytes) -> bool:
+    return any(word in source for word in _MULTI_AXIS)
 
 
 def family(name: str) -> Family | str:

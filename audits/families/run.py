@@ -151,14 +151,17 @@ class Seen:
     positions: list[Tensor] = field(default_factory=list)
     turned: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
     parameters: dict[str, Tensor] = field(default_factory=dict)
+    vision: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The first positions, and the first layer's queries and keys before and after."""
+        """The first positions, the first layer's queries and keys before and after, the vision tower's tables."""
         out = dict(self.parameters)
         if self.positions:
             out["positions"] = self.positions[0]
         if self.turned:
             out |= dict(zip(("site.q", "site.k", "site.q_out", "site.k_out"), self.turned[0], strict=True))
+        if self.vision:
+            out |= {"vision.cos": self.vision[0][0], "vision.sin": self.vision[0][1]}
         return out
 
 
@@ -172,6 +175,8 @@ def captured(model: Any, family: Family) -> Iterator[Seen]:
         handles.append(resolved.text_rotary.register_forward_hook(_rotary_hook(seen), with_kwargs=True))
         with contextlib.suppress(LookupError):
             seen.parameters |= _parameters(model, family)
+    if resolved.vision_rotary is not None:
+        handles.append(resolved.vision_rotary.register_forward_hook(_vision_hook(seen)))
     with contextlib.ExitStack() as stack:
         if resolved.text_apply_name:
             stack.enter_context(_watched(resolved.text_apply_name, seen))
@@ -187,6 +192,16 @@ def _rotary_hook(seen: Seen) -> Any:
         ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
         if isinstance(ids, Tensor):
             seen.positions.append(ids.detach().clone())
+
+    return hook
+
+
+def _vision_hook(seen: Seen) -> Any:
+    """Tables are (cos, sin) from transformers 5.17 on; before, modules return angles, which are not kept."""
+
+    def hook(_module: Any, _args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, tuple) and len(output) == 2:  # noqa: PLR2004
+            seen.vision.append((output[0].detach().clone(), output[1].detach().clone()))
 
     return hook
 

@@ -296,8 +296,7 @@ class Family:
     ``build(seed)`` returns a float32 model in eval mode (vocabulary <= 1,000 where the family allows).
     ``batch(model, samples, *, padding, seed, keys, dtype)`` returns the keyword arguments of its forward, made by the
     family's own processor; ``samples`` is a sequence of samples in the notation of ``audits.families.samples``, and
-    what a sample holds depends on the seed and its key alone. ``tail`` is a number of channels beyond the rotated
-    ones that the family's apply function passes through, zero where it rotates whole heads.
+    what a sample holds depends on the seed and its key alone.
     ``sites`` is an ``audits.families.sites.Sites``. ``releases`` is the range of transformers that the family file is
     written for (empty: all that have it). ``exclusive`` families cannot take images and videos in one batch.
     ``float64`` families run forward after ``model.double()``.
@@ -312,7 +311,6 @@ class Family:
     rule: str
     layout: str
     pairing: str = "half"
-    tail: int = 0
     releases: str = ""
     exclusive: bool = False
     float64: bool = True

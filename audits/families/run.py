@@ -212,7 +212,9 @@ def _watched(name: str, seen: Seen) -> Iterator[None]:
     module = importlib.import_module(module_name)
     function = getattr(module, function_name)
 
-    def watch(q: Tensor, k: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def watch(q: Tensor, k: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        if k is None:  # an indexer that turns its own keys
+            return function(q, *args, **kwargs)
         before = q.detach().clone(), k.detach().clone()
         out = function(q, k, *args, **kwargs)
         seen.turned.append((*before, out[0].detach().clone(), out[1].detach().clone()))

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from assay.audits.components.mrope import positions, rotate
 from assay.audits.components.mrope.model import NAME, Case, in_float32, options_of
+from assay.audits.families._release import within
 from assay.audits.families.run import ModelCall
 from assay.audits.laws.limits import difference, excess, floor, relative
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation, Outputs
-from assay.reference import mrope
+from assay.reference import mrope, vision_rope
 from assay.reference.mrope_families import TEXT_ROTARIES
 from assay.reference.mrope_rules import RULES, PositionRule
+from assay.reference.vision_rope import VISION_TOWERS
 
 
 def used(trial: Trial) -> Iterator[Evidence]:
@@ -69,6 +71,36 @@ def rotation(trial: Trial) -> Iterator[Evidence]:
         )  # fmt: skip
         if found:
             yield found
+
+
+def vision(trial: Trial) -> Iterator[Evidence]:
+    """The vision tower's tables are those of each patch's row and column, in the order of the patches.
+
+    Why: without them a tower sees a bag of patches; in another order each patch has its neighbour's place.
+
+    Example: a port that leaves the two-dimensional rotary out, and answers every question about places wrongly.
+    """
+    out, family = trial.outcome.values, options_of(trial.params)
+    tower = VISION_TOWERS[family.rule]
+    grids = out["image_grids"] if "image_grids" in out else out["video_grids"]
+    merge = RULES[family.rule].spatial_merge if tower.merged else 1
+    places = vision_rope.patch_coordinates(grids, merge=merge, coordinates=tower.coordinates, first=tower.first)
+    for name, got in (("cos", out["vision.cos"]), ("sin", out["vision.sin"])):
+        wide, narrow = (_vision_table(name, places, tower.layout, got.shape[-1], d) for d in (torch.float64, torch.float32))
+        ordinary = relative(difference(narrow, wide), torch.ones_like(wide))
+        found = excess(
+            f"vision.{name}", difference(got.reshape(wide.shape), wide), floor([wide], torch.ones_like(wide), torch.float32),
+            lambda ordinary=ordinary: [ordinary], "the tables of the vision tower are not those of the patches",
+        )  # fmt: skip
+        if found:
+            yield found
+
+
+def _vision_table(name: str, places: Tensor, layout: str, width: int, dtype: torch.dtype) -> Tensor:
+    lanes = vision_rope.vision_lanes(layout, width, dtype=dtype)
+    tables = dict(zip(("cos", "sin"), vision_rope.vision_tables(places, lanes), strict=True))
+    cos, sin = mrope.expand_tables(tables["cos"], tables["sin"], lanes.pairing)
+    return cos if name == "cos" else sin
 
 
 def padding(trial: Trial) -> Iterator[Evidence]:
@@ -312,6 +344,15 @@ def _rotated(_operation: Operation, case: Case) -> str | None:
     return None if options_of(case).rule in TEXT_ROTARIES else f"{case.family} has plain RoPE"
 
 
+def _towered(_operation: Operation, case: Case) -> str | None:
+    if not case.modalities & {"image", "video"}:
+        return "nothing to see in this case"
+    family = options_of(case)
+    if family.rule not in VISION_TOWERS:
+        return f"{case.family} has no rotary vision tower"
+    return None if within(">=5.17.0.dev0") else "vision rotary modules return no tables before transformers 5.17"
+
+
 def _several(_operation: Operation, case: Case) -> str | None:
     return None if len(case.samples) > 1 else "one sample"
 
@@ -341,6 +382,7 @@ LAWS = (
     _law(used, _by_rule),
     _law(precise),
     _law(rotation, _rotated),
+    _law(vision, _towered),
     _law(padding, _several),
     _law(order, _several),
     _law(alone, _several),

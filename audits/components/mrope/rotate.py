@@ -319,7 +319,8 @@ def for_family(family: Family, patch: str) -> Candidate | None:
     if rotary is None:
         return None
     sections = FAMILY_SECTIONS[rotary.layout] if rotary.axes < 4 else (3, 5, 4, 4)  # noqa: PLR2004
-    scope = {"layout": rotary.layout, "pairing": rotary.pairing, "sections": sections, "tail": family.tail}
+    partial = rotary.head_dim > 2 * sum(rotary.sections)
+    scope = {"layout": rotary.layout, "pairing": rotary.pairing, "sections": sections, "tail": 12 if partial else 0}
     return Candidate(
         operation=NAME, name=family_name(family.name, patch), origin="transformers", scope=scope,
         target={

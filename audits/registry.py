@@ -118,6 +118,6 @@ def families() -> Mapping[str, str]:
     from assay.audits.families import discovery
 
     return {
-        name: found if isinstance(found, str) else f"{found.layout}, {', '.join(('text', *found.modalities))}"
+        name: found if isinstance(found, str) else ", ".join(("text", *found.modalities))
         for name, found in discovery.families().items()
     }

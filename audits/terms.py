@@ -309,8 +309,6 @@ class Family:
     batch: Callable[..., Mapping[str, Any]]
     sites: Any
     rule: str
-    layout: str
-    pairing: str = "half"
     releases: str = ""
     exclusive: bool = False
     float64: bool = True

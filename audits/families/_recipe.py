@@ -76,15 +76,14 @@ class Recipe:
         """What a prompt of the family can hold besides text."""
         return tuple(name for name in ("image", "video", "audio") if getattr(self, name))
 
-    def family(self, *, layout: str, sites: Sites | None = None, **more: Any) -> Family:
-        """The :class:`Family` of this recipe; ``more`` are further fields of it (``pairing``, ``releases``, ...)."""
+    def family(self, *, sites: Sites | None = None, **more: Any) -> Family:
+        """The :class:`Family` of this recipe; ``more`` are further fields of it (``rule``, ``releases``, ...)."""
         return Family(
             name=self.name,
             modalities=self.modalities,
             build=partial(build, self),
             batch=partial(batch, self),
             sites=sites or Sites(),
-            layout=layout,
             **{"model_type": self.name, "rule": self.name, **more},
         )
 

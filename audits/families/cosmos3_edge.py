@@ -47,7 +47,6 @@ RECIPE = qwen_vl(
 )
 
 FAMILY = RECIPE.family(
-    layout="interleaved",
     releases=">=5.0.0.dev0",
     sites=Sites(vision_rotary=(), vision_apply=()),
 )

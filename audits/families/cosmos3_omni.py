@@ -29,4 +29,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = qwen3_vl("cosmos3_omni", "Cosmos3OmniForConditionalGeneration", config)
 
-FAMILY = RECIPE.family(layout="interleaved", releases=">=5.0.0.dev0")
+FAMILY = RECIPE.family(releases=">=5.0.0.dev0")

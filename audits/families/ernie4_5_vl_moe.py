@@ -66,8 +66,6 @@ RECIPE = Recipe(
 )
 
 FAMILY = RECIPE.family(
-    layout="ernie",
-    pairing="adjacent",
     releases=">=5.0.0.dev0",
     sites=Sites(vision_rotary=("model.vision_tower.rotary_pos_emb",)),
     notes="The grid of a video counts frames, of which the model merges two; so temporal steps must be even.",

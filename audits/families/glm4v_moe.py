@@ -30,7 +30,6 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 RECIPE = glm_v("glm4v_moe", "Glm4vMoeForConditionalGeneration", config)
 
 FAMILY = RECIPE.family(
-    layout="chunked",
     exclusive=True,
     float64=within(">=5.0.0.dev0"),
     notes=ONE_PLACEHOLDER + " In 4.57 the experts add up in float32 only.",

@@ -21,4 +21,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = glm_v("glm_ocr", "GlmOcrForConditionalGeneration", config, family="Glm46V")
 
-FAMILY = RECIPE.family(layout="chunked", pairing="adjacent", exclusive=True, notes=ONE_PLACEHOLDER)
+FAMILY = RECIPE.family(exclusive=True, notes=ONE_PLACEHOLDER)

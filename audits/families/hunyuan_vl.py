@@ -1,4 +1,4 @@
-"""HunYuan-VL: four axes (sequence, width, height, image); each section covers twice its size of consecutive channels."""
+"""HunYuan-VL: four axes (sequence, width, height, image), chunked; every row of an image ends in a newline token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .sites import Sites
 
 
 def config(vocabulary: int, token_id: TokenId) -> Any:
-    """Two layers of text, no temporal merging; every row of an image ends in a newline token."""
+    """Two layers of text over a tower without temporal merging."""
     from transformers import HunYuanVLConfig
 
     return HunYuanVLConfig(
@@ -46,4 +46,4 @@ RECIPE = Recipe(
     temporal_patch_size=1,
 )
 
-FAMILY = RECIPE.family(layout="doubled", releases=">=5.0.0.dev0", sites=Sites(vision_rotary=(), vision_apply=()))
+FAMILY = RECIPE.family(releases=">=5.0.0.dev0", sites=Sites(vision_rotary=(), vision_apply=()))

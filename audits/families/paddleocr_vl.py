@@ -52,7 +52,6 @@ RECIPE = Recipe(
 )
 
 FAMILY = RECIPE.family(
-    layout="chunked",
     releases=">=5.0.0.dev0",
     sites=Sites(vision_rotary=("model.visual.vision_model.encoder.rotary_pos_emb",)),
 )

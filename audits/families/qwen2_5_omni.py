@@ -41,4 +41,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = omni("qwen2_5_omni", "Qwen2_5OmniThinkerForConditionalGeneration", "Qwen2_5OmniProcessor", config, TOKENS, 2.0)
 
-FAMILY = RECIPE.family(layout="chunked", model_type="qwen2_5_omni_thinker", sites=SITES)
+FAMILY = RECIPE.family(model_type="qwen2_5_omni_thinker", sites=SITES)

@@ -30,4 +30,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = qwen_vl("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLProcessor", config, patch_size=4)
 
-FAMILY = RECIPE.family(layout="chunked")
+FAMILY = RECIPE.family()

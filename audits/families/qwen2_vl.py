@@ -21,4 +21,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = qwen_vl("qwen2_vl", "Qwen2VLForConditionalGeneration", "Qwen2VLProcessor", config, patch_size=4)
 
-FAMILY = RECIPE.family(layout="chunked")
+FAMILY = RECIPE.family()

@@ -29,4 +29,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = qwen3_vl("qwen3_5", "Qwen3_5ForConditionalGeneration", config)
 
-FAMILY = RECIPE.family(layout="interleaved", releases=">=5.2")
+FAMILY = RECIPE.family(releases=">=5.2")

@@ -23,4 +23,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = qwen3_vl("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", config)
 
-FAMILY = RECIPE.family(layout="interleaved", releases=">=5.2")
+FAMILY = RECIPE.family(releases=">=5.2")

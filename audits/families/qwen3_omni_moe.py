@@ -47,7 +47,6 @@ RECIPE = omni(
 )
 
 FAMILY = RECIPE.family(
-    layout="interleaved",
     model_type="qwen3_omni_moe_thinker",
     sites=SITES,
     exclusive=within("<5.0.0.dev0"),

@@ -23,4 +23,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = qwen3_vl("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", config)
 
-FAMILY = RECIPE.family(layout="interleaved")
+FAMILY = RECIPE.family()

@@ -39,4 +39,4 @@ def config(vocabulary: int, token_id: TokenId) -> Any:
 
 RECIPE = qwen3_vl("qwen4_exp", "Qwen4ExpForConditionalGeneration", config)
 
-FAMILY = RECIPE.family(layout="interleaved", releases=">=5.2")
+FAMILY = RECIPE.family(releases=">=5.2")

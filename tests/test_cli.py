@@ -54,7 +54,7 @@ class House:
     asked: list[tuple[Operation, Candidate, Options]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
 
-    def plan(self, request: Request) -> tuple[tuple[Operation, Candidate], ...]:
+    def plan(self, request: Request, _describe: object = None) -> tuple[tuple[Operation, Candidate], ...]:
         """One candidate of each target."""
         self.requests.append(request)
         names = request.targets or ("mrope.rotate",)

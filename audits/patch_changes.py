@@ -19,6 +19,7 @@ Kind = Literal["function", "class", "method", "entry", "attribute", "submodule",
 an attribute that hides a method, a submodule, a parameter or buffer, the class of a module."""
 
 ALWAYS = ("torch", "torch.nn.functional")
+FOREIGN = ("torch", "builtins", "typing", "abc")
 REGISTRIES = ("_global_mapping", "_local_mapping")
 ABSENT: Any = type("Absent", (), {"__repr__": lambda _self: "absent"})()
 
@@ -83,9 +84,7 @@ def difference(before: Snapshot, after: Snapshot) -> tuple[Change, ...]:
         if key[0] in owners and (_differs(before[key], place) if key in before else id(place.value) not in old)
     ]
     left = {owner for owner, _ in after}
-    gone = [
-        _change(place, place.value, ABSENT) for key, place in before.items() if key not in after and key[0] in left
-    ]
+    gone = [_change(place, place.value, ABSENT) for key, place in before.items() if key not in after and key[0] in left]
     return tuple(sorted((*found, *gone), key=lambda change: change.site))
 
 
@@ -126,7 +125,7 @@ def _loaded() -> Iterator[ModuleType]:
 
 def _ours(module: ModuleType) -> bool:
     """Modules of model code, wherever it lives; torch's own are not searched for classes."""
-    return type(module) is ModuleType and module.__name__.partition(".")[0] not in ("torch", "builtins", "typing", "abc")
+    return type(module) is ModuleType and module.__name__.partition(".")[0] not in FOREIGN
 
 
 def _defined_in(item: Any, home: ModuleType) -> bool:

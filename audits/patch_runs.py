@@ -69,7 +69,7 @@ class Comparison:
         taken = _in_child(lambda: {"model": torch.tensor(needs_model(patch))})
         if isinstance(taken, str):
             message = f"patch {patch}: {taken}"
-            raise LookupError(message)
+            raise LookupError(message)  # noqa: TRY004 - what is wrong is the patch, which is not there
         self._family, self._patch = family, patch
         self.sites: dict[str, int] = {}
 
@@ -124,7 +124,12 @@ def _record(applied: Applied, family: Family) -> list[dict[str, Any]]:
     record = []
     for change in applied.changes:
         counted = calls.get(change.site)
-        item = {"site": change.site, "kind": change.kind, "before": change.before, "after": change.after}
+        item: dict[str, Any] = {
+            "site": change.site,
+            "kind": change.kind,
+            "before": change.before,
+            "after": change.after,
+        }
         item |= {"forward": counted and counted.forward, "backward": counted and counted.backward}
         silent = counted is not None and not counted.forward
         record.append({**item, "why": why(change, applied.model, family) if silent else ""})
@@ -196,7 +201,7 @@ def _in_child(work: Callable[[], Outputs]) -> Outputs | str:
         answer = pipe.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if not answer:
-        return f"the process ended with status {status}" if status >= 0 else f"the process was killed by signal {-status}"
+        return f"its process ended with status {status}" if status >= 0 else f"its process got signal {-status}"
     out: Outputs | str = torch.load(io.BytesIO(answer), weights_only=True)
     return out
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from assay.audits.terms import Family
+from assay.reference.mrope_families import TEXT_ROTARIES
 
-Name = Literal["kernel", "reference"]
+NO_ROTATION = ("hunyuan_vl",)
+"""Families in whose tables, as transformers makes them, the two channels of a lane belong to different axes."""
 Rotate = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """q [B,Hq,S,D], k [B,Hk,S,D], tables at full width, and the axis of each lane where there is a table per axis."""
 
@@ -31,24 +33,25 @@ def in_site_form(name: str, family: Family, original: Callable[..., Any]) -> Cal
     if name not in rotations:
         message = f"mrope: expected 'kernel', 'reference' or a callable, got {name!r}"
         raise ValueError(message)
-    if family.layout == "doubled":
+    if family.name in NO_ROTATION:
         message = (
             f"{family.name}: its tables turn the two channels of a lane by different axes, which is no rotation; "
             f"the {name} cannot stand in for it"
         )
         raise ValueError(message)
     plain = inspect.unwrap(original)
-    rotate = functools.partial(rotations[name], family.pairing, _table_order(family, plain))
+    pairing = TEXT_ROTARIES[family.rule].pairing
+    rotate = functools.partial(rotations[name], pairing, _table_order(pairing, plain))
     return _adapted(plain, rotate)
 
 
-def _table_order(family: Family, original: Callable[..., Any]) -> str:
+def _table_order(pairing: str, original: Callable[..., Any]) -> str:
     """How a full table repeats its lanes: one copy after the other, or neighbours.
 
     Adjacent pairing came with halves until the rotary module itself began to repeat each lane; the older apply
     functions did that themselves.
     """
-    if family.pairing == "half":
+    if pairing == "half":
         return "halves"
     return "halves" if "repeat_interleave" in original.__code__.co_names else "neighbours"
 

@@ -125,7 +125,7 @@ def _count_class(site: str, kind: type, model: nn.Module, meter: Meter) -> Itera
         return [meter.watch(site, module).remove for module in model.modules() if isinstance(module, kind)]
     made = kind.__dict__.get("__init__")
     try:
-        kind.__init__ = meter.wrap(site, kind.__init__)  # type: ignore[misc]
+        kind.__init__ = meter.wrap(site, kind.__init__)  # type: ignore[method-assign]
     except TypeError:
         return []
     if made is None:

@@ -13,6 +13,8 @@ It needs a GPU, or Triton's interpreter (the audit's own workers start with it w
 
 from __future__ import annotations
 
+from typing import Any
+
 import assay
 
 
@@ -27,4 +29,8 @@ def swapped() -> None:
 
     older = "apply_multimodal_rotary_pos_emb"
     original = getattr(module, older if hasattr(module, older) else "apply_rotary_pos_emb")
-    assay.patch("qwen2_5_vl", mrope=lambda q, k, cos, sin, *rest: original(q, k, sin, cos, *rest)).apply()
+
+    def wrong(q: Any, k: Any, cos: Any, sin: Any, *rest: Any, **named: Any) -> Any:
+        return original(q, k, sin, cos, *rest, **named)
+
+    assay.patch("qwen2_5_vl", mrope=wrong).apply()

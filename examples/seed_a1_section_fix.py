@@ -36,7 +36,9 @@ def rotate(
         message = f"mrope_section {sections} sums to {sum(sections)}, the tables are {cos.shape[-1]} wide"
         raise ValueError(message)
     merged = [
-        torch.cat([chunk[i % 3] for i, chunk in enumerate(table.split(sections, dim=-1))], dim=-1).unsqueeze(unsqueeze_dim)
+        torch.cat([chunk[i % 3] for i, chunk in enumerate(table.split(sections, dim=-1))], dim=-1).unsqueeze(
+            unsqueeze_dim
+        )
         for table in (cos, sin)
     ]
     return _turned(q, *merged), _turned(k, *merged)

@@ -37,13 +37,11 @@ def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1] / "examples")
 
 
-def _judged(server: Server, operation: str, **target: str) -> Report:
+def _judged(server: Server, operation: str, options: Options, **target: str) -> Report:
     candidate = Candidate(
         operation=operation, name=PATCH,
         target={"kind": "factory", "family": FAMILY, "patch": PATCH, **target}, scope=SCOPES.get(operation, {}),
     )  # fmt: skip
-    cases = {"patch": ("all",), "mrope.rotate": ("image", "packed")}[operation]
-    options = Options(cases=cases, dtypes=("float32",), time_limit=120.0)
     return audit(registry.operation(operation), candidate, options, server=server)
 
 
@@ -51,7 +49,8 @@ SCOPES = {"mrope.rotate": {"layout": "chunked", "sections": (4, 6, 6), "pairing"
 
 
 def _patch(server: Server) -> Report:
-    return _judged(server, "patch", ref="assay.audits.patches:implementation")
+    options = Options(cases=("all",), time_limit=120.0)
+    return _judged(server, "patch", options, ref="assay.audits.patches:implementation")
 
 
 @pytest.mark.skipif(not Version("5.17") <= TRANSFORMERS < Version("5.23"), reason="of transformers 5.17 to 5.22")
@@ -78,11 +77,14 @@ def test_landed_and_judged(server: Server) -> None:
 
 @pytest.mark.skipif(not Version("5.0") <= TRANSFORMERS < Version("5.17"), reason="of transformers 5.0 to 5.16")
 def test_component_parity_of_its_kernel(server: Server) -> None:
-    """The patched site's outputs and gradients are those of the reference."""
-    report = _judged(server, "mrope.rotate", ref="assay.audits.families.adapt:implementation", site="rotate")
-    parity = {check.rule: check.verdict for check in report.checks if check.exercised}
-    assert parity["mrope.rotate.parity"] is Verdict.PASS
-    assert parity["mrope.rotate.gradients"] is Verdict.PASS
+    """The patched site's outputs and gradients are those of the reference; that it writes into q and k is a finding."""
+    options = Options(laws=("parity", "gradients", "mutates"), cases=("image", "packed"), dtypes=("float32",))
+    report = _judged(server, "mrope.rotate", options, ref="assay.audits.families.adapt:implementation", site="rotate")
+    assert {check.rule: check.verdict for check in report.checks} == {
+        "mrope.rotate.parity": Verdict.PASS,
+        "mrope.rotate.gradients": Verdict.PASS,
+        "mrope.rotate.mutates": Verdict.FAIL,
+    }
 
 
 @pytest.mark.skipif(

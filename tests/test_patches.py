@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,20 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import assay
-from assay.audits import registry
 from assay.audits.families import discovery, sites
 from assay.audits.families.adapt import loaded
 from assay.audits.patch_calls import Calls, Meter
-from assay.audits.patch_runs import Training, _batch, from_bytes, implementation
+from assay.audits.patch_runs import Training, _batch
 from assay.audits.patch_users import apply_users, needs_model
-from assay.audits.run import Options, audit
-from assay.audits.subject import Server
-from assay.audits.terms import Candidate, Report, Verdict
 
-FAULTS = "assay.audits.components.patch.faults"
 FAMILY = "qwen2_vl"
-OWN = ("never-ran", "changed-nothing", "equal", "backward", "steps")
-"""The laws of the component: those that all operations share run everything a second time."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -288,76 +279,3 @@ def test_the_meter_changes_nothing() -> None:
     assert x.grad.tolist() == [3.0, 3.0, 3.0]
     assert counted.__name__ == "double"
     assert meter.calls == {"double": Calls(1, 1)}
-
-
-# The laws
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """One worker for all audits of this file."""
-    running = Server(preload=("transformers", "assay.audits.patch_runs"))
-    yield running
-    running.close()
-
-
-def _judged(server: Server, patch: str, family: str = FAMILY) -> Report:
-    operation = registry.operation("patch")
-    target = {"kind": "factory", "ref": "assay.audits.patches:implementation", "family": family, "patch": patch}
-    candidate = Candidate(operation="patch", name=patch, target=target)
-    return audit(operation, candidate, Options(laws=OWN, cases=("all",), time_limit=60.0), server=server)
-
-
-@pytest.mark.parametrize("fault", registry.faults("patch"), ids=lambda fault: fault.name)
-def test_every_fault_is_caught(server: Server, fault: Any) -> None:
-    """By the laws it names, with the verdict that follows from them."""
-    report = _judged(server, f"{FAULTS}:{fault.name.replace('-', '_')}")
-    caught = {finding.rule.removeprefix("patch.") for finding in report.findings}
-    assert set(fault.caught_by) <= caught
-    silent = caught <= {"never-ran", "changed-nothing"}
-    assert report.verdict == (Verdict.UNKNOWN if silent else Verdict.FAIL)
-
-
-@pytest.mark.parametrize("name", ["reference", "kernel"])
-def test_right_patches_pass(server: Server, name: str) -> None:
-    """The controls: no finding, every law exercised, the site called."""
-    report = _judged(server, f"{FAULTS}:{name}", "qwen2_5_vl")
-    assert report.findings == ()
-    assert report.verdict is Verdict.PASS
-
-
-def test_dead_attribute_says_why(server: Server) -> None:
-    """The finding names the attribute, and what the model calls in its place."""
-    (finding,) = _judged(server, f"{FAULTS}:dead_attribute").findings
-    assert finding.rule == "patch.never-ran"
-    assert finding.where.endswith("_fused")
-    assert "reads this name; the attention of the installed release calls apply_" in finding.message
-
-
-def test_unimportable_patch_is_unknown(server: Server) -> None:
-    """Nothing is known of a patch that is not there."""
-    report = _judged(server, "no_such_module:apply")
-    assert [finding.rule for finding in report.findings] == ["patch.unloadable"]
-    assert report.verdict is Verdict.UNKNOWN
-
-
-def test_the_seed_fix(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong on stock sections where it runs, and without effect where the function it replaces is gone."""
-    monkeypatch.chdir(Path(__file__).parents[1] / "examples")
-    report = _judged(server, "seed_a1_section_fix:apply", "qwen2_5_vl")
-    module = importlib.import_module("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")
-    if hasattr(module, "apply_multimodal_rotary_pos_emb"):
-        assert [finding.rule for finding in report.findings] == ["patch.raises"]
-        assert "sums to 16, the tables are 32 wide" in report.findings[0].message
-    else:
-        assert [finding.rule for finding in report.findings] == ["patch.never-ran"]
-
-
-def test_a_comparison_leaves_this_process_alone(site: tuple[ModuleType, str]) -> None:
-    """Patches run in children: afterwards the module is as it was, and the record names what they changed there."""
-    original = getattr(*site)
-    compare = implementation({"family": FAMILY, "patch": f"{FAULTS}:scaled"})
-    record = from_bytes(compare(Training(steps=1))["record"])
-    assert getattr(*site) is original
-    assert [change["forward"] for change in record["changes"]] == [2]
-    assert dict(compare.sites) == {f"{site[0].__name__}.{site[1]}": 2}

@@ -80,7 +80,12 @@ def _scaled(turned: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 def forward_turned_backward() -> None:
     """Turns correctly, and turns gradients the same way instead of the opposite one."""
-    _rotating(lambda original, q, k, *args: (_Same.apply(q, original, 0, k, args), _Same.apply(k, original, 1, q, args)))
+    apply: Any = _Same.apply
+
+    def rotate(original: Rotate, q: Tensor, k: Tensor, *args: Any) -> Any:
+        return apply(q, original, 0, k, args), apply(k, original, 1, q, args)
+
+    _rotating(rotate)
 
 
 class _Same(torch.autograd.Function):

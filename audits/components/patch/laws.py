@@ -175,7 +175,7 @@ def _reaches(trial: Trial) -> dict[str, Tensor]:
 
 
 def _everything(_operation: Operation, params: Case) -> str | None:
-    return None if params.content == "all" else "only a batch of all that the family takes can reach all that is patched"
+    return None if params.content == "all" else "only a batch of all kinds of content can reach all that is patched"
 
 
 def _law(name: str, check: Any, applies: Any = None) -> Law:

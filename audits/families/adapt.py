@@ -129,6 +129,15 @@ SPECIAL = {
 """What configurations call the ids of special tokens."""
 
 
+def setting(config: Any, *names: str) -> float | None:
+    """The first number of one of these names in a configuration or its parts."""
+    for part in _parts(config):
+        for name in names:
+            if isinstance(getattr(part, name, None), (int, float)):
+                return float(getattr(part, name))
+    return None
+
+
 def special_id(config: Any, role: str) -> int:
     """The id of a special token by its configuration; one that nothing uses where the configuration has none."""
     for part in _parts(config):

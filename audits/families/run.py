@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.families import sites
-from assay.audits.families.adapt import loaded
+from assay.audits.families.adapt import SPECIAL, loaded, setting, special_id
 from assay.audits.terms import Family, Outputs
 
 NEW_TOKENS = 3
@@ -97,6 +97,7 @@ class Model:
             made = model.generate(
                 **batch, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1,
                 output_logits=True, return_dict_in_generate=True, eos_token_id=None, pad_token_id=0, use_cache=True,
+                suppress_tokens=placeholders(model.config, model.get_input_embeddings().num_embeddings),
             )  # fmt: skip
         return self._beside_one_forward(model, batch, made.sequences, torch.stack(made.logits, dim=1), seen)
 
@@ -250,12 +251,26 @@ def _facts(batch: Mapping[str, Any], model: Any, family: Family) -> dict[str, Te
         for name in theirs:
             if batch.get(name) is not None:
                 facts[ours] = torch.as_tensor(batch[name])
-    return facts
+    return facts | _settings(model.config)
+
+
+def placeholders(config: Any, vocabulary: int) -> list[int]:
+    """Ids that a random model must not generate: they would ask for an image that is not there."""
+    return sorted({token for role in SPECIAL if (token := special_id(config, role)) < vocabulary})
+
+
+def _settings(config: Any) -> dict[str, Tensor]:
+    """What a configuration says of the position rule."""
+    names = {
+        "spatial_merge": ("spatial_merge_size",),
+        "ids_per_second": ("tokens_per_second", "position_id_per_seconds"),
+    }
+    found = {ours: setting(config, *theirs) for ours, theirs in names.items()}
+    return {f"setting.{ours}": torch.tensor(value) for ours, value in found.items() if value is not None}
 
 
 def _token_types(batch: Mapping[str, Any], model: Any, family: Family) -> Tensor:
     from assay.audits.components.mrope import stream
-    from assay.audits.families.adapt import special_id
     from assay.reference.mrope_positions import token_types
 
     ids: dict[str, int] = {}

@@ -59,7 +59,7 @@ def difference(got: Tensor, truth: Tensor) -> Tensor:
     """Absolute difference in float64; equal infinities and two NaNs do not differ, one NaN differs infinitely."""
     got, truth = got.detach().double(), truth.detach().double()
     same = (got == truth) | (got.isnan() & truth.isnan())
-    return torch.where(same, 0.0, (got - truth).abs().nan_to_num(nan=math.inf))
+    return torch.where(same, 0.0, (got - truth).abs().nan_to_num(nan=math.inf, posinf=math.inf))
 
 
 def rounding(truth: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from assay.audits.components.mrope import (
     position_batch_faults,
     position_faults,
+    position_time_faults,
     rotate_faults,
     rotate_kernel_faults,
     rotate_number_faults,
@@ -15,5 +16,6 @@ FAULTS = (
     *rotate_number_faults.FAULTS,
     *rotate_kernel_faults.FAULTS,
     *position_faults.FAULTS,
+    *position_time_faults.FAULTS,
     *position_batch_faults.FAULTS,
 )

@@ -16,6 +16,7 @@ from assay.audits.families import samples
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation
+from assay.reference.mrope_rules import RULES
 
 SLACK = 1e-3
 """Ids by which rounding may move a time that is a whole number in exact arithmetic."""
@@ -284,7 +285,8 @@ def _spoilt(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
             seconds = inputs.seconds_per_grid
             if name == "video_grids" and len(wrong) != len(grids):
                 seconds = seconds[: len(wrong)] if len(wrong) < len(grids) else torch.cat([seconds, seconds[-1:]])
-            yield f"{name} {what}", dataclasses.replace(inputs, **{name: wrong, "seconds_per_grid": seconds})
+            changes: Any = {name: wrong, "seconds_per_grid": seconds}
+            yield f"{name} {what}", dataclasses.replace(inputs, **changes)
 
 
 def _rebuilt(trial: Trial, **changes: Any) -> Inputs:
@@ -361,7 +363,7 @@ def _interval(inputs: Inputs, video: int) -> float:
 
 def _kind(*kinds: str) -> Callable[[Operation, Case], str | None]:
     def applies(_operation: Operation, case: Case) -> str | None:
-        rule = op.RULES[case.rule]
+        rule = RULES[case.rule]
         return None if rule.kind in kinds else f"{case.rule} numbers by another rule"
 
     return applies
@@ -369,7 +371,7 @@ def _kind(*kinds: str) -> Callable[[Operation, Case], str | None]:
 
 def _needs(modality: str, *times: str) -> Callable[[Operation, Case], str | None]:
     def applies(_operation: Operation, case: Case) -> str | None:
-        rule = op.RULES[case.rule]
+        rule = RULES[case.rule]
         if rule.kind != "blocks":
             return f"{case.rule} numbers by another rule"
         if modality not in case.modalities:

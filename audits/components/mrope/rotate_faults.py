@@ -93,7 +93,7 @@ def by_channel(inputs: Inputs, sections: list[int]) -> Outputs:
 
 
 def _chunks(table_ABSR: Tensor, sections: list[int]) -> Tensor:
-    parts = table_ABSR.split(sections, dim=-1)
+    parts = torch.split(table_ABSR, sections, dim=-1)
     return torch.cat([part[place % 3] for place, part in enumerate(parts)], dim=-1)[:, None]
 
 

@@ -28,7 +28,7 @@ class _Turn(torch.autograd.Function):
         return mrope.rotate(x, cos, sin, pairing=pairing)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return ctx.back(grad, *ctx.saved_tensors, ctx.pairing), None, None, None, None
 
 
@@ -44,7 +44,8 @@ def by_hand(inputs: Inputs, q: Backward = right, k: Backward = right) -> Outputs
         attention_scaling=inputs.attention_scaling, dtype=inputs.q.dtype,
     )  # fmt: skip
     heads = (("q", inputs.q, q), ("k", inputs.k, k))
-    return {name: _Turn.apply(x, cos, sin, inputs.pairing, back) for name, x, back in heads}
+    turn: Any = _Turn.apply
+    return {name: turn(x, cos, sin, inputs.pairing, back) for name, x, back in heads}
 
 
 def both(inputs: Inputs, back: Backward) -> Outputs:

@@ -329,14 +329,15 @@ def _lane_lengths(x: Tensor, inputs: Inputs) -> Tensor:
 
 def _scores(out: Any, inputs: Inputs) -> Tensor:
     group = inputs.q.shape[1] // inputs.k.shape[1]
-    k = out["k"].double().repeat_interleave(group, dim=1)
-    return out["q"].double() @ k.transpose(-1, -2)
+    k: Tensor = out["k"].double().repeat_interleave(group, dim=1)
+    scores: Tensor = out["q"].double() @ k.transpose(-1, -2)
+    return scores
 
 
 def _score_reach(inputs: Inputs) -> Tensor:
     group = inputs.q.shape[1] // inputs.k.shape[1]
-    q = inputs.q.double().norm(dim=-1)[..., :, None]
-    k = inputs.k.double().repeat_interleave(group, dim=1).norm(dim=-1)[..., None, :]
+    q: Tensor = torch.linalg.vector_norm(inputs.q.double(), dim=-1)[..., :, None]
+    k: Tensor = torch.linalg.vector_norm(inputs.k.double(), dim=-1).repeat_interleave(group, dim=1)[..., None, :]
     return q * k * inputs.attention_scaling**2
 
 
@@ -350,9 +351,8 @@ def _law(check: Any, applies: Any = None) -> Law:
     return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, **extra)
 
 
-LAWS = (
-    *(_law(c) for c in (
-        relative, norm, identity, composition, inverse, upstream, ownership, liveness, text, split, layout, batch,
-    )),
-    _law(tail, _has_tail),
-)
+_EVERYWHERE = (
+    relative, norm, identity, composition, inverse, upstream, ownership, liveness, text, split, layout, batch,
+)  # fmt: skip
+
+LAWS = (*(_law(check) for check in _EVERYWHERE), _law(tail, _has_tail))

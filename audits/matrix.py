@@ -70,11 +70,16 @@ def convicts_by(fault: Fault) -> Row:
     return convicted(audit(registry.operation(fault.operation), candidate(fault), Options(examples=0)))
 
 
+def audited() -> tuple[Operation, ...]:
+    """The operations of functions that have faults. Faults of whole models change the process: they have own tests."""
+    known = registry.operations().values()
+    return tuple(found for found in known if found.level == "function" and registry.faults(found.name))
+
+
 def tables(workers: int | None = None) -> tuple[Table, ...]:
     """All operations that have faults. Faults keep state, so each has its row made once, in fresh processes."""
-    audited = [operation for operation in registry.operations().values() if registry.faults(operation.name)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return tuple(_table(operation, pool.map(_row, _keys(operation))) for operation in audited)
+        return tuple(_table(operation, pool.map(_row, _keys(operation))) for operation in audited())
 
 
 def _keys(operation: Operation) -> list[tuple[str, str]]:

@@ -1,0 +1,57 @@
+"""Every law convicts at least one fault, and the published table of laws and faults is that of this code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from assay.audits import matrix, registry
+from assay.audits.terms import Operation
+
+PAGE = Path(__file__).parents[1] / "docs" / "matrix.md"
+
+
+def _name(operation: Operation) -> str:
+    return operation.name
+
+
+@pytest.mark.parametrize("operation", matrix.audited(), ids=_name)
+def test_every_law_that_applies_must_catch_a_fault(operation: Operation) -> None:
+    """`test_faults` shows that the laws an entry names do catch it."""
+    named = {law for fault in registry.faults(operation.name) for law in fault.caught_by}
+    assert {law.name for law in matrix.applicable(operation)} - named == set()
+
+
+@pytest.mark.parametrize("operation", matrix.audited(), ids=_name)
+def test_the_published_table_has_every_fault_and_law(operation: Operation) -> None:
+    lines = PAGE.read_text(encoding="utf-8").partition(f"## {operation.name}\n")[2].partition("\n## ")[0].splitlines()
+    head = next(line for line in lines if line.startswith("| fault |"))
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    rows = {line.split("|")[1].strip(): line.split("|")[1:-1] for line in lines if "●" in line}
+    assert {law.name for law in matrix.applicable(operation)} <= set(columns)
+    assert set(rows) == {fault.name for fault in registry.faults(operation.name)}
+    for fault in registry.faults(operation.name):
+        marked = {name for name, cell in zip(columns, rows[fault.name], strict=True) if cell.strip() == "●"}
+        assert marked == set(fault.caught_by), fault.name
+
+
+def test_a_page_says_what_nothing_catches() -> None:
+    table = matrix.Table(
+        operation="a.b",
+        laws=("parity", "norm", "tail"),
+        named={"seen": ("norm",), "compared": ("parity",)},
+        rows={"seen": frozenset({"norm", "parity"}), "compared": frozenset({"parity"})},
+    )
+    text = matrix.page([table])
+    assert "| seen | ○ | ● |  |" in text
+    assert "comparison with the reference: compared." in text
+    assert "catch no fault: tail." in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif("ASSAY_EXAMPLES" not in os.environ, reason="minutes: set ASSAY_EXAMPLES")
+def test_the_published_table_is_up_to_date() -> None:
+    assert matrix.page(matrix.tables()) == PAGE.read_text(encoding="utf-8")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from assay.audits.components.mrope import model, positions, rotate
+from assay.audits.components.mrope import model, positions, rotate, tables
 from assay.audits.families import discovery
 from assay.audits.terms import Candidate
 
-_ROOMS: tuple[Any, ...] = (rotate, positions, model)
+_ROOMS: tuple[Any, ...] = (rotate, tables, positions, model)
 
 OPERATIONS = tuple(room.OPERATION for room in _ROOMS)
 CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._recipe import Recipe, TokenId, rope
-from ._tokenizer import END_OF_TEXT
+from assay.audits.families._recipe import Recipe, TokenId, rope
+from assay.audits.families._tokenizer import END_OF_TEXT
 
 SPECIAL = (
     END_OF_TEXT,

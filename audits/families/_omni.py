@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._recipe import Recipe, TokenId
-from .samples import Sample, Video
-from .sites import Sites
+from assay.audits.families._recipe import Recipe, TokenId
+from assay.audits.families.samples import Sample, Video
+from assay.audits.families.sites import Sites
 
 MEL_BINS = 16
 AUDIO: dict[str, Any] = {
@@ -31,7 +31,7 @@ ROLES = ("image", "video", "audio", "vision_bos", "vision_eos", "audio_bos", "au
 
 def omni(name: str, model: str, processor: str, config: Any, tokens: Sequence[str], default_rate: float) -> Recipe:
     """The recipe of an Omni thinker. ``tokens`` fill :data:`ROLES`; ``default_rate`` is its processor's own."""
-    from ._qwen import SPECIAL
+    from assay.audits.families._qwen import SPECIAL
 
     of = dict(zip(ROLES, tokens, strict=True))
     special = (*SPECIAL[:3], *tokens)

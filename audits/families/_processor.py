@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _media, _release
-from ._tokenizer import single_token_words
-from .samples import Audio, Image, Sample, Segment, Text, Video
+from assay.audits.families import _media, _release
+from assay.audits.families._tokenizer import single_token_words
+from assay.audits.families.samples import Audio, Image, Sample, Segment, Text, Video
 
 if TYPE_CHECKING:
-    from ._recipe import Padding, Recipe
+    from assay.audits.families._recipe import Padding, Recipe
 
 
 def process(

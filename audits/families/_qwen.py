@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._recipe import Recipe, TokenId, rope
-from ._tokenizer import END_OF_TEXT
-from ._video_processor import HALF
+from assay.audits.families._recipe import Recipe, TokenId, rope
+from assay.audits.families._tokenizer import END_OF_TEXT
+from assay.audits.families._video_processor import HALF
 
 SPECIAL = (
     END_OF_TEXT,

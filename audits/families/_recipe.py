@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..terms import Family
-from . import _release
-from ._video_processor import CLIP, FrameProcessor, Scaling
-from .samples import Sample, parse
-from .sites import Sites
+from assay.audits.families import _release
+from assay.audits.families._video_processor import CLIP, FrameProcessor, Scaling
+from assay.audits.families.samples import Sample, parse
+from assay.audits.families.sites import Sites
+from assay.audits.terms import Family
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ class Recipe:
 
     def tokenizer(self) -> Any:
         """The family's tokenizer, the same object for every call in a process."""
-        from ._tokenizer import tokenizer
+        from assay.audits.families._tokenizer import tokenizer
 
         return tokenizer(self.special, self.attributes)
 
@@ -99,7 +99,7 @@ def build(recipe: Recipe, seed: int = 0) -> Any:
     import torch
     import transformers
 
-    from ._weights import randomise
+    from assay.audits.families._weights import randomise
 
     tokenizer = recipe.tokenizer()
     vocabulary = -(-len(tokenizer) // 64) * 64
@@ -129,7 +129,7 @@ def batch(
     """
     import torch
 
-    from ._processor import process
+    from assay.audits.families._processor import process
 
     outputs = process(recipe, [parse(sample) for sample in samples], padding=padding, seed=seed, keys=keys)
     dtype = dtype or next(model.parameters()).dtype

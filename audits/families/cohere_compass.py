@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._qwen import VISION, VISION_3, qwen_vl, text_config
-from ._recipe import TokenId
-from ._tokenizer import END_OF_TEXT
-from ._video_processor import HALF
+from assay.audits.families._qwen import VISION, VISION_3, qwen_vl, text_config
+from assay.audits.families._recipe import TokenId
+from assay.audits.families._tokenizer import END_OF_TEXT
+from assay.audits.families._video_processor import HALF
 
 SPECIAL = (END_OF_TEXT, "<|im_end|>", "<|VISION_START|>", "<|VISION_END|>", "<|IMAGE_PAD|>", "<|VIDEO_PAD|>")
 

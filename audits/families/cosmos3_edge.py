@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._qwen import qwen_vl, special_ids, text_config
-from ._recipe import TokenId
-from ._video_processor import HALF
-from .sites import Sites
+from assay.audits.families._qwen import qwen_vl, special_ids, text_config
+from assay.audits.families._recipe import TokenId
+from assay.audits.families._video_processor import HALF
+from assay.audits.families.sites import Sites
 
 
 def config(vocabulary: int, token_id: TokenId) -> Any:

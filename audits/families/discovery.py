@@ -7,10 +7,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from . import _release
+from assay.audits.families import _release
 
 if TYPE_CHECKING:
-    from ..terms import Family
+    from assay.audits.terms import Family
 
 _MULTI_AXIS = (b"mrope_section", b"xdrope_section", b"def get_rope_index")
 """What the source of a family with several position axes in its text model contains, in 4.57 to 5.23."""

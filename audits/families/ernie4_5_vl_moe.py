@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._qwen import text_config
-from ._recipe import Recipe, TokenId
-from ._tokenizer import END_OF_TEXT
-from .sites import Sites
+from assay.audits.families._qwen import text_config
+from assay.audits.families._recipe import Recipe, TokenId
+from assay.audits.families._tokenizer import END_OF_TEXT
+from assay.audits.families.sites import Sites
 
 TOKENS = {
     "image": "<|IMAGE_PLACEHOLDER|>",

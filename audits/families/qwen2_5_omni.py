@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._omni import AUDIO, SITES, media_ids, omni
-from ._qwen import VISION, text_config
-from ._recipe import TokenId
+from assay.audits.families._omni import AUDIO, SITES, media_ids, omni
+from assay.audits.families._qwen import VISION, text_config
+from assay.audits.families._recipe import TokenId
 
 TOKENS = ("<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>", "<|vision_bos|>", "<|vision_eos|>", "<|audio_bos|>", "<|audio_eos|>")
 

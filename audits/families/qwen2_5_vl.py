@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._qwen import VISION, qwen_vl, special_ids, text_config
-from ._recipe import TokenId
+from assay.audits.families._qwen import VISION, qwen_vl, special_ids, text_config
+from assay.audits.families._recipe import TokenId
 
 
 def config(vocabulary: int, token_id: TokenId) -> Any:

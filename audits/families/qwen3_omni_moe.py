@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._omni import AUDIO, SITES, media_ids, omni
-from ._qwen import EXPERTS, VISION, VISION_3, text_config
-from ._recipe import TokenId
-from ._release import within
+from assay.audits.families._omni import AUDIO, SITES, media_ids, omni
+from assay.audits.families._qwen import EXPERTS, VISION, VISION_3, text_config
+from assay.audits.families._recipe import TokenId
+from assay.audits.families._release import within
 
 TOKENS = (
     "<|image_pad|>",

@@ -201,7 +201,7 @@ def _vision_hook(seen: Seen) -> Any:
     """Tables are (cos, sin) from transformers 5.17 on; before, modules return angles, which are not kept."""
 
     def hook(_module: Any, _args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, tuple) and len(output) == 2:  # noqa: PLR2004
+        if isinstance(output, tuple) and len(output) == 2:
             seen.vision.append((output[0].detach().clone(), output[1].detach().clone()))
 
     return hook

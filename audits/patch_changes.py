@@ -53,8 +53,10 @@ class Change:
 
 
 def code_snapshot(model: nn.Module) -> Snapshot:
-    """Functions, classes, methods and registries that a model's code may use: all of transformers as far as it is
-    loaded, the modules and classes that the model is made of, and torch's functions."""
+    """Functions, classes, methods and registries that a model's code may use.
+
+    All of transformers as far as it is loaded, the modules and classes that the model is made of, torch's functions.
+    """
     kinds = {kind: None for module in model.modules() for kind in type(module).__mro__ if kind is not object}
     homes = [sys.modules[kind.__module__] for kind in kinds if kind.__module__ in sys.modules]
     kinds |= {item: None for home in homes if _ours(home) for item in vars(home).values() if _defined_in(item, home)}
@@ -175,7 +177,7 @@ def _instance(path: str, module: nn.Module) -> Iterator[Place]:
     for name, value in vars(module).items():
         if callable(value) and not isinstance(value, (nn.Module, type)):
             yield Place(owner=module, name=name, kind="attribute", site=f"{where}.{name}", value=value)
-    for name, child in module._modules.items():
+    for name, child in vars(module)["_modules"].items():  # named_children leaves out a module that stands twice
         yield Place(owner=module, name=name, kind="submodule", site=f"{where}.{name}", value=child)
     tensors: Iterable[tuple[str, Tensor]] = (
         *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)

@@ -66,21 +66,24 @@ class Comparison:
     def __init__(self, family: Family, patch: str) -> None:
         """Keep what to compare. LookupError when the family cannot be built, or the patch cannot be imported."""
         family.build(0)
-        taken = _in_child(lambda: {"model": torch.tensor(needs_model(patch))})
+        taken = _Child(lambda: {"model": torch.tensor(needs_model(patch))}).answer()
         if isinstance(taken, str):
             message = f"patch {patch}: {taken}"
-            raise LookupError(message)  # noqa: TRY004 - what is wrong is the patch, which is not there
+            raise LookupError(message)
         self._family, self._patch = family, patch
         self.sites: dict[str, int] = {}
 
     def __call__(self, training: Training) -> Outputs:
         """Run both. :class:`PatchError` when the patch or the patched model raises."""
-        wide = _in_child(lambda: _plain(self._family, training, "float64"))
-        narrow = _in_child(lambda: _plain(self._family, training, training.dtype))
+        children = (
+            _Child(lambda: _plain(self._family, training, "float64")),
+            _Child(lambda: _plain(self._family, training, training.dtype)),
+            _Child(lambda: _patched(self._family, self._patch, training)),
+        )
+        wide, narrow, patched = (child.answer() for child in children)
         for out in (wide, narrow):
             if isinstance(out, str):
                 return {"record": as_bytes({"plain": out, "changes": []})}
-        patched = _in_child(lambda: _patched(self._family, self._patch, training))
         if isinstance(patched, str):
             raise PatchError(patched)
         assert not isinstance(wide, str)
@@ -188,22 +191,28 @@ def _first(answer: Any, batch: Mapping[str, Any], named: Mapping[str, nn.Paramet
     return {**out, **grads}
 
 
-def _in_child(work: Callable[[], Outputs]) -> Outputs | str:
-    """The tensors that ``work`` returns in a forked child, or what it raised, in words."""
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():  # Python 3.12 warns of threads, which a child on one thread does not need
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        _live(work, writing)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        answer = pipe.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if not answer:
-        return f"its process ended with status {status}" if status >= 0 else f"its process got signal {-status}"
-    out: Outputs | str = torch.load(io.BytesIO(answer), weights_only=True)
-    return out
+class _Child:
+    """A forked process that does one piece of work."""
+
+    def __init__(self, work: Callable[[], Outputs]) -> None:
+        """Start it."""
+        self._reading, writing = os.pipe()
+        with warnings.catch_warnings():  # Python 3.12 warns of threads, which a child on one thread does not need
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._process = os.fork()
+        if self._process == 0:
+            _live(work, writing)
+        os.close(writing)
+
+    def answer(self) -> Outputs | str:
+        """The tensors that the work returned, or what it raised, in words."""
+        with os.fdopen(self._reading, "rb") as pipe:
+            answer = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(self._process, 0)[1])
+        if not answer:
+            return f"its process ended with status {status}" if status >= 0 else f"its process got signal {-status}"
+        out: Outputs | str = torch.load(io.BytesIO(answer), weights_only=True)
+        return out
 
 
 def _live(work: Callable[[], Outputs], writing: int) -> None:

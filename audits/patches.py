@@ -92,7 +92,7 @@ class Patch:
         stack = _STACKS[self._key]
         place = stack.index(self)
         if place + 1 < len(stack):
-            stack[place + 1]._below = self._below
+            stack[place + 1]._below = self._below  # noqa: SLF001 - of the same class
         elif getattr(self._module, self._key[1]) is self._mine:
             setattr(self._module, self._key[1], self._below)
         else:

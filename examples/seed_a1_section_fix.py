@@ -53,4 +53,4 @@ def apply() -> None:
     """Put the fix where its author put it, whether or not the installed release reads that name."""
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
-    modeling_qwen2_5_vl.apply_multimodal_rotary_pos_emb = rotate  # type: ignore[attr-defined]
+    modeling_qwen2_5_vl.apply_multimodal_rotary_pos_emb = rotate

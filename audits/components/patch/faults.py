@@ -38,7 +38,11 @@ def dead_attribute() -> None:
     """Assigns to a name that no code reads."""
     module, name = _site()
     setattr(module, f"fused_{name}", getattr(module, name))
-    setattr(module, f"{name}_fused", lambda *args, **kwargs: getattr(module, name)(*args, **kwargs))
+
+    def fused(*args: Any, **kwargs: Any) -> Any:
+        return getattr(module, f"fused_{name}")(*args, **kwargs)
+
+    setattr(module, f"{name}_fused", fused)
 
 
 def early_return() -> None:

@@ -161,8 +161,11 @@ def _names(values: Outputs, kinds: tuple[str, ...]) -> list[str]:
 
 
 def _reaches(trial: Trial) -> dict[str, Tensor]:
-    """What rounding is proportional to: the largest logit for the loss and the logits, the model's largest gradient for
-    gradients, and for a parameter its own size plus all steps of the largest gradient."""
+    """What rounding is proportional to, by name.
+
+    The largest logit for the loss and the logits, the model's largest gradient for gradients, and for a parameter its
+    own size plus all steps of the largest gradient.
+    """
     truths = {n.removeprefix("truth."): v for n, v in trial.outcome.values.items() if n.startswith("truth.")}
     largest = {name: value.abs().max().double() for name, value in truths.items() if value.numel()}
     gradient = torch.stack([size for name, size in largest.items() if name.startswith("grad:")]).max()

@@ -34,6 +34,25 @@ GENERATED = ("laws/*.md", "faults/*.md", "guides/families.md")
 """Files under ``docs`` that are written here; such a file that is not written any more is deleted."""
 
 
+FAMILIES_ARE = """
+A family is a model type of transformers whose text model rotates by several position axes. Each is built here as a tiny
+random model, with batches from its own processor; nothing is downloaded. `assay list families` says which of them the
+installed release has, `assay audit --family NAME` audits one.
+"""
+COLUMNS_ARE = """
+*Rotary*: the section layout, the sections of the released configuration, which channels make a pair, and how much of a
+head is rotated.
+
+*Video time*: how the time axis of a video is numbered: by `index` of the frame, in `seconds`, `pooled` frames by index,
+or `frames` that stand as blocks of their own between timestamps.
+
+*Verdict*: what `assay audit --family NAME` is to say with the pinned transformers and the project's waivers.
+
+*Accepted findings*: rules that fail or are unknown for the family as it is, and that `waivers.toml` accepts until a
+date; the reasons and links are there.
+"""
+
+
 def pages(root: Path = ROOT) -> dict[PurePosixPath, str]:
     """Every generated page by its path under ``docs``. ``root`` is where ``waivers.toml`` is looked for."""
     found = dict(chain(_law_pages(), _machine_pages(), _fault_pages()))
@@ -122,7 +141,8 @@ def _reach(operation: Operation, law: Law) -> str:
         return f"Every named case of `{operation.name}`."
     if not applying:
         return f"No case of `{operation.name}`: {'; '.join(why_not)}."
-    return f"The cases {', '.join(f'`{name}`' for name in applying)} of `{operation.name}`. Not the others: {'; '.join(why_not)}."
+    named = ", ".join(f"`{name}`" for name in applying)
+    return f"The cases {named} of `{operation.name}`. Not the others: {'; '.join(why_not)}."
 
 
 def rule_of(fault: Fault) -> str:
@@ -216,8 +236,8 @@ def _fault_index() -> str:
             )
     return _page(
         "Faults",
-        "A fault is a known wrong form of an operation. The suite puts each of them to the laws that it names, and fails\n"
-        "when one of them is not caught.",
+        "A fault is a known wrong form of an operation. The suite puts each of them to the laws that it names, and\n"
+        "fails when one of them is not caught.",
         *parts,
     )
 
@@ -242,16 +262,9 @@ def family_page(waivers: Sequence[Mapping[str, Any]] | None) -> str:
     head = ("family", "takes", "rotary of the text model", "video time", "transformers", "verdict", "accepted findings")
     return _page(
         "Families",
-        "A family is a model type of transformers whose text model rotates by several position axes. Each is built here\n"
-        "as a tiny random model, with batches from its own processor; nothing is downloaded. `assay list families` says\n"
-        "which of them the installed release has, `assay audit --family NAME` audits one.",
+        FAMILIES_ARE,
         _table(head, rows),
-        "*Rotary*: the section layout, the sections of the released configuration, which channels make a pair, and how\n"
-        "much of a head is rotated. *Video time*: how the time axis of a video is numbered: by `index` of the frame, in\n"
-        "`seconds`, `pooled` frames by index, or `frames` that stand as blocks of their own between timestamps.\n"
-        "*Verdict*: what `assay audit --family NAME` is to say with the pinned transformers and the project's waivers.\n"
-        "*Accepted findings*: rules that fail or are unknown for the family as it is, and that `waivers.toml` accepts\n"
-        "until a date; the reasons and links are there.",
+        COLUMNS_ARE,
         f"## Known, not built\n\n{_table(('family', 'why'), unbuilt)}",
         _notes(built.values()),
     )
@@ -262,13 +275,14 @@ def _family_row(family: Family, waivers: Sequence[Mapping[str, Any]] | None) -> 
     turned = "none listed"
     if rotary:
         share = 2 * sum(rotary.sections) / rotary.head_dim
-        turned = f"{rotary.layout} {rotary.sections}, {rotary.pairing}, {'whole' if share == 1 else f'{share:.0%} of the'} head"
+        part = "whole head" if share == 1 else f"{share:.0%} of the head"
+        turned = f"{rotary.layout} {rotary.sections}, {rotary.pairing}, {part}"
     accepted = sorted({w["rule"] for w in waivers or () if fnmatchcase(family.name, w["candidate"])})
     verdict = "not recorded" if waivers is None else "waived" if accepted else "pass"
     time = "none" if rule is None or rule.kind != "blocks" or "video" not in family.modalities else rule.video_time
     return (
         f"`{family.name}`", ", ".join(family.modalities), turned, time,
-        family.releases.replace(".dev0", "") or "all that have it", verdict, ", ".join(f"`{rule}`" for rule in accepted),
+        family.releases.replace(".dev0", "") or "all that have it", verdict, ", ".join(f"`{w}`" for w in accepted),
     )  # fmt: skip
 
 
@@ -286,10 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = parser.parse_args(arguments).check
     wanted, docs = pages(), ROOT / "docs"
     stale = list(differences(wanted, docs))
-    for line in stale:
-        print(f"docs/{line}")
     if not check:
         write(wanted, docs)
+    for line in stale:
+        print(f"docs/{line}")
     return int(check and bool(stale))
 
 

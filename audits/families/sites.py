@@ -86,14 +86,14 @@ class RotaryParameters:
 
 
 def rotary_parameters(model: Any, sites: Sites) -> RotaryParameters:
-    """Read the live parameters off the text rotary, and off its configuration where the module does not keep them."""
+    """The frequencies and scaling that the text rotary has, and the sections that its configuration asks for."""
     missing: list[str] = []
     rotary = _module(model, sites.text_rotary, "text rotary", missing)
     if rotary is None:
         raise LookupError(missing[0])
     if not hasattr(rotary, "inv_freq"):
         return _of_layer_type(rotary)
-    sections = getattr(rotary, "mrope_section", None) or _configured_sections(rotary.config)
+    sections = _configured_sections(rotary.config) or getattr(rotary, "mrope_section", ())
     return _parameters(rotary.inv_freq, sections, rotary.attention_scaling)
 
 

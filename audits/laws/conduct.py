@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from assay.audits.laws.trial import Trial
 from assay.audits.observe import same_bits
-from assay.audits.terms import Evidence, Outcome
+from assay.audits.terms import Evidence, Numeric, Outcome
 
 
 def nondeterministic(trial: Trial) -> Iterator[Evidence]:
@@ -63,7 +64,13 @@ def leaks(trial: Trial) -> Iterator[Evidence]:
 
 
 def _again(trial: Trial) -> Outcome:
-    """The same call a second time."""
-    upstream = trial.upstream if trial.operation.differentiable else None
-    again: Outcome = trial.once("again", lambda: trial.call(trial.inputs, upstream))
+    """The same call a second time, after one on other inputs of the same shape where the operation has such."""
+
+    def compute() -> Outcome:
+        expect = trial.operation.expect
+        for other in itertools.islice(expect.draws(trial.inputs) if isinstance(expect, Numeric) else (), 1):
+            trial.run(other)
+        return trial.call(trial.inputs, trial.upstream if trial.operation.differentiable else None)
+
+    again: Outcome = trial.once("again", compute)
     return again

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from assay.audits.components.mrope import (
+    model_faults,
     position_batch_faults,
     position_faults,
     position_time_faults,
     rotate_faults,
     rotate_kernel_faults,
     rotate_number_faults,
+    table_faults,
 )
 
 FAULTS = (
@@ -18,4 +20,6 @@ FAULTS = (
     *position_faults.FAULTS,
     *position_time_faults.FAULTS,
     *position_batch_faults.FAULTS,
+    *table_faults.FAULTS,
+    *model_faults.FAULTS,
 )

@@ -14,13 +14,15 @@ from assay.audits.families.run import ModelCall
 from assay.audits.terms import Candidate, Family, Operation, Relations
 
 NAME = "mrope.model"
+DEFAULT_FAMILY = "qwen3_vl"
+"""The family of a case that names none: one that transformers 5.23.0 has right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """Parameters of a case: samples in the notation of ``audits.families.samples``, and the family they go to."""
 
-    family: str = ""
+    family: str = DEFAULT_FAMILY
     samples: tuple[str, ...] = ("t5 i4x6 t3", "t2 i2x4 t1 i6x4 t4")
     padding: str = "right"
     seed: int = 0

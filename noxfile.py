@@ -24,7 +24,7 @@ INTERPRETED = {**ONE_THREAD, "TRITON_INTERPRET": "1"}
 
 
 def install(session: nox.Session, *packages: str, constraints: Path = CONSTRAINTS) -> None:
-    """torch first, alone: asked for by a range it would come in another build; then the project and the rest."""
+    """Torch first, alone: asked for by a range it would come in another build; then the project and the rest."""
     session.install(TORCH, "--constraint", str(constraints))
     session.install("--constraint", str(constraints), "--editable", ".", *packages)
 
@@ -134,7 +134,9 @@ def examples(session: nox.Session) -> None:
     """Scheduled: 10,000 generated examples for every clean function; not one may be accused."""
     install(session, *TESTS)
     env = {**INTERPRETED, "ASSAY_EXAMPLES": os.environ.get("ASSAY_EXAMPLES", "10000")}
-    session.run("pytest", "-q", "-m", "slow", "--timeout", "14400", "tests/test_no_false_alarms.py", *session.posargs, env=env)
+    session.run(
+        "pytest", "-q", "-m", "slow", "--timeout", "14400", "tests/test_no_false_alarms.py", *session.posargs, env=env
+    )
 
 
 @nox.session

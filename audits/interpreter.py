@@ -3,7 +3,7 @@
 The interpreter keeps bf16 numbers as 16-bit integers. It truncates where hardware rounds to nearest even, and it adds,
 multiplies, compares and dots the bit patterns as if they were integers, without an error. `enable()` replaces those
 steps by fp32 arithmetic rounded once, gives FMA its single rounding, and then tries both on numbers with known answers.
-Where the answers are wrong, everything is put back and `bf16` is False: a bf16 result is then not verified, and says nothing.
+Where the answers are wrong, everything is put back and `bf16` is False: a bf16 result is then not verified.
 """
 
 # mypy: disable-error-code="import-untyped"

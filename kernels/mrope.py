@@ -2,7 +2,7 @@
 
 Letters in shapes: B batch, Hq and Hk heads, S sequence, D head dimension, R rotated dimensions, L = R / 2 lanes,
 A position axes (3 for time, height and width). A lane is one pair of dimensions that turn together by one angle:
-dimensions l and l + L with pairing "half" (Llama, Qwen), 2l and 2l + 1 with "adjacent" (GPT-J, GLM). Lane l of a token turns by
+dimensions l and l + L with pairing "half" (Llama, Qwen), 2l and 2l + 1 with "adjacent" (GPT-J, GLM). Lane l turns by
 positions[axes[l]] * inv_freq[l]; the map `axes` expresses every section layout, chunked, interleaved or other.
 
 All arithmetic is fp32 with one rounding at the end. Dimensions past R are copied bit for bit. Inputs may have any

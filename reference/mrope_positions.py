@@ -80,7 +80,7 @@ def positions(
         attention_mask: [B, S] of 0 and 1 (bool or integer), 0 at padding, on either side; None: no padding. Numbers of
             packed segments are refused: give each sample a row of its own.
         image_grids, video_grids: [N, 3] and [M, 3] integers; rows and columns are multiples of `rule.spatial_merge`.
-        seconds_per_grid: [M] seconds between frames of the grid, for `seconds` rules and no others. A float32 or float64
+        seconds_per_grid: [M] seconds between frames of the grid, for `seconds` rules, no others. A float32 or float64
             tensor is computed with in its own dtype, a list in float64.
         audio_lengths: [K] tokens of each clip (not of the spectrogram).
         audio_in_video: a video's tokens and those of its clip stand mixed, between two markers on each side.

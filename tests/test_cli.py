@@ -255,7 +255,7 @@ def _repro(house: House, tmp_path: Path, name: str, again: Report) -> int:
     ],
     ids=["again", "gone", "elsewhere", "otherwise", "nothing"],
 )
-def test_repro(  # noqa: PLR0913, PLR0917 - one for each column
+def test_repro(
     house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, again: Report, status: int, told: str
 ) -> None:  # fmt: skip
     assert _repro(house, tmp_path, name, again) == status

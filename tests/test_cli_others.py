@@ -89,7 +89,7 @@ def test_explain_of_an_unknown_rule_names_close_ones(capsys: pytest.CaptureFixtu
 
 
 def _in_a_process(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout  # noqa: S603
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["version"]], ids=" ".join)

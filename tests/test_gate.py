@@ -134,7 +134,7 @@ def test_an_unknown_finding_of_a_check_that_never_ran_is_fixed_when_it_runs() ->
 
 
 @pytest.mark.parametrize(("filtered", "part"), [(False, "fixed"), (True, "hidden")])
-def test_a_stale_waiver_is_fixed_only_where_a_head_could_tell(filtered: bool, part: str) -> None:  # noqa: FBT001
+def test_a_stale_waiver_is_fixed_only_where_a_head_could_tell(filtered: bool, part: str) -> None:
     stale = replace(FAR, rule="waiver.stale", operation="waivers", candidate="*")
     assert _names(gate(_report(stale), _report(filtered=filtered))) == {part: ["waiver.stale"]}
 

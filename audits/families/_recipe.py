@@ -29,7 +29,8 @@ class Recipe:
     ``audio`` are what a prompt writes for one of them. ``parts`` makes further arguments of the processor,
     ``call`` further keyword arguments of its call, ``drop`` names outputs that the model does not take.
     ``video_processor`` names the class that :class:`FrameProcessor` stands in for, ``video_scaling`` and
-    ``channels_last`` are what it does to pixels. ``frames_per_step`` is how many frames make one step of ``video_grid_thw``, where not ``temporal_patch_size``.
+    ``channels_last`` are what it does to pixels. ``frames_per_step`` is how many frames make one step of
+    ``video_grid_thw``, where not ``temporal_patch_size``.
     """
 
     name: str

@@ -14,7 +14,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 @lru_cache(maxsize=1)
 def _trained() -> str:
-    """The tokenizer without special tokens, as its own JSON. The corpus is seeded: every process trains the same one."""
+    """The tokenizer without special tokens, as its own JSON. Its corpus is seeded: all processes train the same one."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

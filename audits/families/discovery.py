@@ -50,7 +50,7 @@ _ONE_AXIS = "its text model has one position axis, so there is no multi-axis rot
 
 UNBUILT: dict[str, str] = {
     "glm_image": "glm_image: generates images: its processor appends the grid of a picture to be drawn to every prompt",
-    "minicpmv4_7": "minicpmv4_7: cuts images into slices; positions of slices are not expressible as one grid per image",
+    "minicpmv4_7": "minicpmv4_7: cuts images into slices; their positions are not those of one grid",
     "neomme": "neomme: an encoder of either a text or one page; its positions come from the processor, not the model",
     "exaone4_5": f"exaone4_5: {_ONE_AXIS}",
     "lfm3_vl": f"lfm3_vl: {_ONE_AXIS}",

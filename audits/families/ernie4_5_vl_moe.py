@@ -1,4 +1,4 @@
-"""ERNIE-4.5-VL: height and width alternate in the first channels and time takes the last, neighbouring channels paired."""
+"""ERNIE-4.5-VL: height and width alternate in the first channels, time takes the last; neighbours are paired."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SPARSE = {
 
 
 def config(vocabulary: int, token_id: TokenId) -> Any:
-    """One linear-attention layer and one that attends to indexed blocks, which configurations call full attention, each with four experts and a shared one."""
+    """One linear-attention layer, and one that attends to indexed blocks, which configurations call full attention."""
     from transformers import Qwen4ExpConfig
 
     rotary = {"mrope_interleaved": True, "partial_rotary_factor": 0.25}

@@ -82,7 +82,7 @@ def _segment(word: str) -> Segment:
     for pattern, make in _FORMS:
         if match := pattern.fullmatch(word):
             return make(*match.groups())
-    message = f"segment {word!r}: expected tN, iHxW, vTxHxW, vTxHxW@F or aS with positive sizes, such as t5 i4x6 v2x4x6@2 a1.5"
+    message = f"segment {word!r}: expected tN, iHxW, vTxHxW, vTxHxW@F or aS, such as t5 i4x6 v2x4x6@2 a1.5"
     raise ValueError(message)
 
 

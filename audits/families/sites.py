@@ -13,8 +13,10 @@ ROPE_INDEX = "get_rope_index"
 
 @dataclass(frozen=True, kw_only=True)
 class Sites:
-    """Paths from the model that ``Family.build`` returns. Where releases differ, alternatives in order of preference;
-    where a family has none (a vision tower with learned positions only), an empty tuple.
+    """Paths from the model that ``Family.build`` returns.
+
+    Where releases differ, alternatives in order of preference; where a family has none (a vision tower with learned
+    positions only), an empty tuple.
 
     ``text_apply`` and ``vision_apply`` name the functions that rotate queries and keys, as the attention's own module
     calls them.
@@ -30,8 +32,9 @@ class Sites:
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """The live objects. What the family never has is None; what it should have and this release lacks is None, and
-    ``missing`` says so in words.
+    """The live objects.
+
+    What the family never has is None; what it should have and this release lacks is None, and ``missing`` says so.
 
     ``text_apply_name`` and ``vision_apply_name`` are ``module:function``: what a patch has to replace.
     """

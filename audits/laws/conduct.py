@@ -26,7 +26,9 @@ def nondeterministic(trial: Trial) -> Iterator[Evidence]:
         for name in first:
             if name not in second or not same_bits(first[name], second[name]):
                 yield Evidence(
-                    where=f"{kind}{name}", measured="two answers", limit="one answer",
+                    where=f"{kind}{name}",
+                    measured="two answers",
+                    limit="one answer",
                     message="the same inputs gave another answer at the second call",
                 )
 

@@ -97,7 +97,10 @@ def _numerically(trial: Trial, where: str, got: Tensor, truth: Tensor) -> Iterat
 
     reach = _reach(trial, trial.inputs, where)
     found = excess(
-        where, relative(difference(got, truth), reach), floor([truth], reach, trial.dtype), ordinary,
+        where,
+        relative(difference(got, truth), reach),
+        floor([truth], reach, trial.dtype),
+        ordinary,
         "differs from the float64 reference",
     )
     if found:

@@ -15,7 +15,6 @@ from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Numeric, Outcome, Outputs
 
 
-
 @dataclass(frozen=True)
 class Run:
     """One implementation, to be asked related questions: the candidate, the ordinary form or the oracle."""

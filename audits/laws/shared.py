@@ -38,6 +38,8 @@ def laws(operation: Operation) -> tuple[Law, ...]:
     )
 
 
-def _law(name: str, check: Callable[..., object], operation: Operation, applies: Callable[..., str | None] | None = None) -> Law:
+def _law(
+    name: str, check: Callable[..., object], operation: Operation, applies: Callable[..., str | None] | None = None
+) -> Law:
     extra = {"applies": applies} if applies else {}
     return Law(name=name, operations=(operation.name,), check=check, doc=check.__doc__ or "", **extra)  # type: ignore[arg-type]

@@ -47,7 +47,9 @@ def precise(trial: Trial) -> Iterator[Evidence]:
     """
     ids = trial.outcome.values["positions"]
     if ids.dtype in {torch.bfloat16, torch.float16}:
-        yield Evidence(where="positions", measured=str(ids.dtype), limit="an integer dtype", message="positions lose integers")
+        yield Evidence(
+            where="positions", measured=str(ids.dtype), limit="an integer dtype", message="positions lose integers"
+        )
 
 
 def rotation(trial: Trial) -> Iterator[Evidence]:
@@ -86,10 +88,13 @@ def vision(trial: Trial) -> Iterator[Evidence]:
     merge = RULES[family.rule].spatial_merge if tower.merged else 1
     places = vision_rope.patch_coordinates(grids, merge=merge, coordinates=tower.coordinates, first=tower.first)
     for name, got in (("cos", out["vision.cos"]), ("sin", out["vision.sin"])):
-        wide, narrow = (_vision_table(name, places, tower.layout, got.shape[-1], d) for d in (torch.float64, torch.float32))
+        wide, narrow = (
+            _vision_table(name, places, tower.layout, got.shape[-1], d) for d in (torch.float64, torch.float32)
+        )
         ordinary = relative(difference(narrow, wide), torch.ones_like(wide))
         found = excess(
-            f"vision.{name}", difference(got.reshape(wide.shape), wide), floor([wide], torch.ones_like(wide), torch.float32),
+            f"vision.{name}", difference(got.reshape(wide.shape), wide),
+            floor([wide], torch.ones_like(wide), torch.float32),
             lambda ordinary=ordinary: [ordinary], "the tables of the vision tower are not those of the patches",
         )  # fmt: skip
         if found:
@@ -172,7 +177,13 @@ def axes(trial: Trial) -> Iterator[Evidence]:
         moved[axis] += torch.where(visual, spread, 0)
         after = trial.run(dataclasses.replace(trial.inputs, positions=moved))["logits"]
         if torch.equal(after, plain):
-            yield Evidence(where="logits", measured="unchanged", limit="changed", index=(axis,), message=f"axis {axis} of the positions has no effect")
+            yield Evidence(
+                where="logits",
+                measured="unchanged",
+                limit="changed",
+                index=(axis,),
+                message=f"axis {axis} of the positions has no effect",
+            )
 
 
 def generation(trial: Trial) -> Iterator[Evidence]:
@@ -205,7 +216,8 @@ def _decoded(trial: Trial, call: ModelCall) -> Iterator[Evidence]:
     yield from exactly("positions", got, want, "decoding uses other ids than one forward")
     reach = out["full.logits"].abs().amax()
     found = excess(
-        "logits", relative(difference(out["decoded.logits"], out["full.logits"]), reach), floor([], reach, torch.float32),
+        "logits", relative(difference(out["decoded.logits"], out["full.logits"]), reach),
+        floor([], reach, torch.float32),
         lambda: [relative(difference(trial.run(in_float32(call))["full.logits"], out["full.logits"]), reach)],
         "decoding gives other logits than one forward",
     )  # fmt: skip
@@ -290,7 +302,7 @@ def _rule(trial: Trial) -> PositionRule:
 
 def _visual_axes(ids: Tensor, axes: int) -> Tensor:
     """Ids [A,B,S] without the text row that some families carry in front; one axis where there is but one."""
-    ids = ids if ids.ndim == 3 else ids[None]  # noqa: PLR2004
+    ids = ids if ids.ndim == 3 else ids[None]
     return ids[1:] if len(ids) == axes + 1 else ids
 
 
@@ -299,7 +311,8 @@ def _rotate_inputs(out: Outputs, layout: str, pairing: str) -> rotate.Inputs:
     axes = mrope.lane_axes(layout, sections)
     ids = _visual_axes(out["positions"], int(axes.max()) + 1)
     return rotate.Inputs(
-        q=out["site.q"], k=out["site.k"], positions=ids.expand(int(axes.max()) + 1, -1, -1).long(), inv_freq=out["rotary.inv_freq"],
+        q=out["site.q"], k=out["site.k"], positions=ids.expand(int(axes.max()) + 1, -1, -1).long(),
+        inv_freq=out["rotary.inv_freq"],
         axes=axes, layout=layout, sections=sections, pairing=pairing,
         attention_scaling=float(out["rotary.scaling"]),
     )  # fmt: skip

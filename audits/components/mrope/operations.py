@@ -17,7 +17,7 @@ CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES
 def family_candidate(operation: str, name: str, patch: str) -> Candidate | None:
     """What the family ``name`` offers for an operation of this component."""
     family = discovery.family(name)
-    room: Any = next(room for room in _ROOMS if room.NAME == operation)
+    room: Any = next(room for room in _ROOMS if operation == room.NAME)
     if isinstance(family, str):
         return room.unbuilt(name) if hasattr(room, "unbuilt") else None
     found: Candidate | None = room.for_family(family, patch) if hasattr(room, "for_family") else None

@@ -281,7 +281,11 @@ def _spoilt(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
             continue
         larger = grids.clone()
         larger[-1, 1] += 2 * inputs.spatial_merge
-        for what, wrong in (("missing", grids[:-1]), ("surplus", torch.cat([grids, grids[-1:]])), ("too large", larger)):
+        for what, wrong in (
+            ("missing", grids[:-1]),
+            ("surplus", torch.cat([grids, grids[-1:]])),
+            ("too large", larger),
+        ):
             seconds = inputs.seconds_per_grid
             if name == "video_grids" and len(wrong) != len(grids):
                 seconds = seconds[: len(wrong)] if len(wrong) < len(grids) else torch.cat([seconds, seconds[-1:]])

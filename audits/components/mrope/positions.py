@@ -180,7 +180,13 @@ def _segment() -> st.SearchStrategy[str]:
         st.builds("t{}".format, st.integers(0, 6)),
         st.builds("i{}x{}".format, even, even),
         st.builds("i{}x{}".format, even, even),
-        st.builds("v{}x{}x{}@{}".format, st.integers(1, 5).map(lambda n: 2 * n), even, even, st.sampled_from([0.37, 1, 2, 5.3, 8])),
+        st.builds(
+            "v{}x{}x{}@{}".format,
+            st.integers(1, 5).map(lambda n: 2 * n),
+            even,
+            even,
+            st.sampled_from([0.37, 1, 2, 5.3, 8]),
+        ),
     )
 
 

@@ -318,7 +318,7 @@ def for_family(family: Family, patch: str) -> Candidate | None:
     rotary = TEXT_ROTARIES.get(family.rule)
     if rotary is None:
         return None
-    sections = FAMILY_SECTIONS[rotary.layout] if rotary.axes < 4 else (3, 5, 4, 4)  # noqa: PLR2004
+    sections = FAMILY_SECTIONS[rotary.layout] if rotary.axes < 4 else (3, 5, 4, 4)
     partial = rotary.head_dim > 2 * sum(rotary.sections)
     scope = {"layout": rotary.layout, "pairing": rotary.pairing, "sections": sections, "tail": 12 if partial else 0}
     return Candidate(

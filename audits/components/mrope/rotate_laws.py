@@ -179,7 +179,10 @@ def liveness(trial: Trial) -> Iterator[Evidence]:
             if bool(still.any()):
                 lane = int(torch.nonzero(live)[int(still.int().argmax())])
                 yield Evidence(
-                    where=name, measured="unchanged", limit="turned", index=(lane,),
+                    where=name,
+                    measured="unchanged",
+                    limit="turned",
+                    index=(lane,),
                     message=f"one step along axis {axis} did not turn lane {lane}, which it owns",
                 )
 

@@ -26,7 +26,9 @@ def circle(trial: Trial) -> Iterator[Evidence]:
         out = run(inputs)
         square = out["cos"].double().square() + out["sin"].double().square()
         radius = torch.full_like(square, inputs.attention_scaling**2)
-        yield Pair(where="cos", left=square, right=radius, reach=radius, message="cosine and sine are not on one circle")
+        yield Pair(
+            where="cos", left=square, right=radius, reach=radius, message="cosine and sine are not on one circle"
+        )
 
     yield from holds(trial, relate)
 
@@ -49,4 +51,6 @@ def lanes(trial: Trial) -> Iterator[Evidence]:
             yield from exactly(name, mixed[name][..., own], alone[name][..., own], f"lanes of axis {axis}")
 
 
-LAWS = tuple(Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__ or "") for check in (circle, lanes))
+LAWS = tuple(
+    Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__ or "") for check in (circle, lanes)
+)

@@ -82,7 +82,19 @@ def strategy() -> st.SearchStrategy[rotate.Case]:
     return rotate.strategy()
 
 
-KEPT = ("image", "text", "qwen2.5-vl", "qwen3-vl", "ernie", "far", "farther", "scaled", "one-token", "no-token", "no-sample")
+KEPT = (
+    "image",
+    "text",
+    "qwen2.5-vl",
+    "qwen3-vl",
+    "ernie",
+    "far",
+    "farther",
+    "scaled",
+    "one-token",
+    "no-token",
+    "no-sample",
+)
 
 OPERATION = Operation(
     name=NAME,

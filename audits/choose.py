@@ -11,8 +11,11 @@ from assay.audits import registry
 from assay.audits.families import discovery
 from assay.audits.terms import Candidate, Form, Operation
 
-Describe = Callable[[str], "tuple[str, ...]"]
-"""From ``package.module:function`` to its parameter names. ValueError says why it could not be imported."""
+Describe = Callable[[str], "tuple[str, ...] | None"]
+"""From ``package.module:function`` to its parameter names, None where it has no signature.
+
+ValueError says why it could not be imported.
+"""
 
 
 class UsageError(ValueError):
@@ -121,7 +124,7 @@ def _built_in(operation: Operation) -> Iterator[Candidate]:
     yield from registry.candidates(operation.name)
     for fault in registry.faults(operation.name):
         yield Candidate(
-            operation=operation.name, name=f"fault:{fault.name}", trusted=True, origin=fault.link,
+            operation=operation.name, name=f"fault:{fault.name}", trusted=operation.level == "function", origin=fault.link,
             target={"kind": "fault", "operation": operation.name, "name": fault.name},
         )  # fmt: skip
 
@@ -150,6 +153,9 @@ def _recognised(operation: Operation, ref: str, describe: Describe) -> Form:
     except ValueError as error:
         message = f"--candidate: {error}"
         raise UsageError(message) from error
+    if parameters is None:
+        message = f"{ref} has no signature to recognise; say how it is called with --form:\n{_forms(operation.forms)}"
+        raise UsageError(message)
     fitting = recognised(operation, parameters)
     if len(fitting) == 1:
         return fitting[0]
@@ -165,15 +171,12 @@ def _forms(forms: Iterable[Form]) -> str:
     return "\n".join(f"  {form.name:16} {form.summary}" for form in forms)
 
 
-def describe_in_worker(ref: str) -> tuple[str, ...]:
-    """Parameter names of a function, read in a worker: importing foreign code is running it."""
-    from assay.audits.subject import Server, parameters
+def describe_in_worker(ref: str) -> tuple[str, ...] | None:
+    """Parameter names of a function, read in a worker of its own: importing foreign code is running it."""
+    from assay.audits.server import Server, parameters
 
-    server = Server()
-    try:
+    with Server() as server:
         return parameters(server, ref)
-    finally:
-        server.close()
 
 
 def _version(ref: str) -> str:

@@ -6,23 +6,36 @@ import hashlib
 import math
 import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from assay.audits.laws.shared import MACHINE_RULES
+from assay.audits.options import Options
 from assay.audits.terms import Candidate, Evidence, Finding, Operation
 
-if TYPE_CHECKING:
-    from assay.audits.run import Options
+DEFAULT = Options()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Broke:
-    """Evidence with the rule, case and dtype it belongs to."""
+    """Evidence with the rule, case and dtype it belongs to, and the law that was looking.
+
+    ``params`` are those of the case; ``alone`` is false where the case shows it only after others.
+    """
 
     rule: str
     case: str
     dtype: str
     evidence: Evidence
+    law: str = ""
+    params: Any = None
+    alone: bool = True
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The laws whose calls show it: none in particular where it was the judge who saw how a call ended."""
+        if self.rule in MACHINE_RULES or (self.rule == "returns" and self.law != self.rule):
+            return ()
+        return tuple(dict.fromkeys((self.rule, self.law or self.rule)))
 
 
 def finding(operation: Operation, candidate: Candidate, broke: Broke, cases_broken: int, options: Options) -> Finding:
@@ -64,14 +77,17 @@ def repro(operation: Operation, candidate: Candidate, broke: Broke, options: Opt
     words = ["assay", "audit", operation.name]
     if "family" in target:
         words += ["--family", str(target["family"])]
-    if "patch" in target and target["patch"]:
+    if target.get("patch"):
         words += ["--patch", str(target["patch"])]
     if "family" not in target:
         words += ["--candidate", str(target["ref"]) if target.get("public") else candidate.name]
         words += ["--form", candidate.form] if target.get("public") and candidate.form else []
-    machine = broke.rule in MACHINE_RULES
-    words += [] if machine else ["--law", broke.rule]
-    words += ["--case", broke.case] if broke.case else []
-    words += ["--dtype", broke.dtype, "--seed", str(options.seed)]
-    words += ["--device", options.device] if options.device != "cpu" else []
+    if broke.alone:
+        words += [word for law in broke.asks for word in ("--law", law)]
+        words += ["--case", broke.case] if broke.case else []
+        words += ["--dtype", broke.dtype]
+    words += ["--seed", str(options.seed)]
+    words += ["--examples", str(options.examples)] if not broke.alone and options.examples != DEFAULT.examples else []
+    words += ["--device", options.device] if options.device != DEFAULT.device else []
+    words += ["--time-limit", f"{options.time_limit:g}"] if options.time_limit != DEFAULT.time_limit else []
     return shlex.join(words)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from assay.audits import settings
 from assay.audits.terms import Implementation, Outcome, Outputs, Raised
 
 MAX_TEXT = 2000
+MAX_BYTES = 1 << 30
+"""More than this is no answer to a case of the sizes that an audit builds."""
 
 
 class BadReturn(TypeError):
-    """The implementation returned something that is not a mapping of names to tensors."""
+    """The implementation returned something that is not a mapping of names to ordinary tensors."""
 
 
 def observe(
@@ -26,30 +29,55 @@ def observe(
     """Call ``implementation(inputs)``; with ``upstream``, also differentiate the outputs it names.
 
     ``inputs`` is a frozen record; those of its fields named in ``differentiable`` get gradients. Nothing that the
-    implementation raises escapes, except KeyboardInterrupt.
+    implementation raises escapes, except KeyboardInterrupt. Inputs and settings that it changed are put back.
     """
-    before = {name: tensor.clone() for name, tensor in tensors(inputs)}
-    state = process_state()
+    gradients = {f"grad:{name}": grad for name, grad in (upstream or {}).items()}
+    memory = _Memory.of({**dict(tensors(inputs)), **gradients})
+    state = settings.read()
+    changed: set[str] = set()
+
+    def watched(given: Any) -> Outputs:
+        """The settings are looked at before a context manager of ours puts the grad mode back."""
+        before = settings.read()
+        try:
+            return implementation(given)
+        finally:
+            changed.update(settings.restore(before))
+
     values: Outputs = {}
     grads: Outputs = {}
     raised = None
     try:
-        values, grads = evaluate(implementation, inputs, upstream, differentiable)
+        values, grads = evaluate(watched, inputs, upstream, differentiable)
     except KeyboardInterrupt:
         raise
-    except SystemExit as error:
-        raised = Raised("exit", f"exited with status {error.code}")
-    except MemoryError as error:
-        raised = Raised("memory", str(error)[:MAX_TEXT])
     except BaseException as error:  # noqa: BLE001 - foreign code: whatever it raises is the result
-        kind = "memory" if "can't allocate memory" in str(error) else type(error).__name__
-        raised = Raised(kind, str(error)[:MAX_TEXT], traceback.format_exc()[-MAX_TEXT:])
-    notes = tuple(f"mutates:{name}" for name, tensor in tensors(inputs) if not same_bits(tensor, before[name]))
-    changed = sorted(key for key, value in process_state().items() if state[key] != value)
-    if changed:
-        restore(state)
-    notes += tuple(f"state:{key}" for key in changed)
-    return Outcome(values=values, grads=grads, raised=raised, notes=notes)
+        raised = _raised(error)
+    changed.update(settings.restore(state))
+    notes = [f"mutates:{name}" for name in memory.changed()] + [f"state:{key}" for key in sorted(changed)]
+    return Outcome(values=values, grads=grads, raised=raised, notes=tuple(notes))
+
+
+def _raised(error: BaseException) -> Raised:
+    if isinstance(error, SystemExit):
+        return Raised("exit", f"exited with status {said(error.code)}")
+    message = said(error)
+    memory = isinstance(error, MemoryError) or "can't allocate memory" in message
+    trace = legible("".join(traceback.format_exception(error)))[-MAX_TEXT:]
+    return Raised("memory" if memory else type(error).__name__, message, trace)
+
+
+def said(thing: object) -> str:
+    """A foreign object as text of bounded length that any file can hold, whatever its ``__str__`` does."""
+    try:
+        return legible(str(thing)[:MAX_TEXT])
+    except Exception:  # noqa: BLE001 - foreign code
+        return f"<{type(thing).__name__} that cannot be shown>"
+
+
+def legible(text: str) -> str:
+    """Text without lone surrogates, which no encoding can write."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def evaluate(
@@ -58,12 +86,13 @@ def evaluate(
     """Outputs and gradients of one call, unguarded: what it raises passes through."""
     if upstream is None:
         with torch.no_grad():
-            return _tensors_only(implementation(inputs)), {}
+            return _plain(_tensors_only(implementation(inputs))), {}
     leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in differentiable}
     with torch.enable_grad():
         values = _tensors_only(implementation(dataclasses.replace(inputs, **leaves)))
-        heads = [(values[name], upstream[name]) for name in upstream if name in values]
-        live = [(value, grad) for value, grad in heads if value.requires_grad]
+        heads = [(values[name], grad) for name, grad in upstream.items() if name in values]
+        # What has another shape has no such gradient: its absence is found, beside the shape.
+        live = [(value, grad.to(value.dtype)) for value, grad in heads if value.requires_grad and _fits(value, grad)]
         found: tuple[Tensor | None, ...] = (None,) * len(leaves)
         if live:
             found = torch.autograd.grad(
@@ -73,7 +102,11 @@ def evaluate(
                 allow_unused=True,
             )
     grads = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
-    return {name: value.detach() for name, value in values.items()}, grads
+    return _plain(values), _plain(grads, "the gradient of ")
+
+
+def _fits(value: Tensor, grad: Tensor) -> bool:
+    return value.shape == grad.shape and value.device == grad.device
 
 
 def _tensors_only(values: Any) -> Outputs:
@@ -81,10 +114,34 @@ def _tensors_only(values: Any) -> Outputs:
         message = f"expected a mapping of named tensors, got {type(values).__name__}"
         raise BadReturn(message)
     for name, value in values.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(name, str) or not isinstance(value, Tensor):
             message = f"{name} is a {type(value).__name__}, expected a tensor"
             raise BadReturn(message)
     return dict(values)
+
+
+def _plain(values: Outputs, what: str = "") -> Outputs:
+    """Detached tensors of torch's own class, in memory of reasonable size. :class:`BadReturn` for what has none."""
+    plain = {name: _plain_tensor(f"{what}{name}", value) for name, value in values.items()}
+    size = sum(value.numel() * value.element_size() for value in plain.values())
+    if size > MAX_BYTES:
+        message = f"{what}{', '.join(values)}: {size:.3g} bytes, expected no more than {MAX_BYTES:.3g}"
+        raise BadReturn(message)
+    return plain
+
+
+def _plain_tensor(name: str, value: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        if value.layout != torch.strided or value.device.type == "meta":
+            message = f"{name} is a {value.layout} tensor on {value.device}, expected strided memory"
+            raise BadReturn(message)
+        try:
+            plain = value.detach().as_subclass(Tensor)
+            plain.untyped_storage().data_ptr()
+        except Exception as error:
+            message = f"{name} is a {type(value).__name__}, whose memory cannot be read: {said(error)}"
+            raise BadReturn(message) from error
+    return plain
 
 
 def tensors(record: Any) -> Iterator[tuple[str, Tensor]]:
@@ -104,6 +161,69 @@ def _tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
             yield from _tensors_in(f"{name}.{position}", item)
 
 
+@dataclass(frozen=True)
+class _View:
+    """A tensor and where it looked."""
+
+    tensor: Tensor
+    storage: torch.UntypedStorage
+    place: tuple[int | torch.SymInt, torch.Size, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, x: Tensor) -> _View:
+        return cls(x, x.untyped_storage(), (x.storage_offset(), x.shape, x.stride()))
+
+    def moved(self) -> bool:
+        """Whether the tensor object itself was given another shape or other memory."""
+        now = _View.of(self.tensor)
+        return now.place != self.place or now.storage.data_ptr() != self.storage.data_ptr()
+
+    def of_memory(self, octets: Tensor) -> Tensor:
+        """What it saw when its storage held these bytes."""
+        offset, shape, stride = self.place
+        flat = torch.empty(0, dtype=self.tensor.dtype, device=self.tensor.device).set_(octets.untyped_storage())
+        return flat.as_strided(shape, stride, offset)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Tensors and the whole storages behind them, as they were: a neighbour in a packed buffer counts too."""
+
+    views: Mapping[str, _View]
+    storages: Mapping[int, tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor]) -> _Memory:
+        live = {x.untyped_storage().data_ptr(): _octets(x) for x in named.values()}
+        views = {name: _View.of(x) for name, x in named.items()}
+        return cls(views, {address: (octets, octets.clone()) for address, octets in live.items()})
+
+    def changed(self) -> list[str]:
+        """Names of what is not as it was, which is put back."""
+        spoilt = {address: old for address, (now, old) in self.storages.items() if not torch.equal(now, old)}
+        moved = {name for name, view in self.views.items() if view.moved()}
+        if not spoilt and not moved:
+            return []
+        names = sorted(moved | {name for name, view in self.views.items() if self._differs(view, spoilt)})
+        with torch.no_grad():
+            for name in moved:
+                self.views[name].tensor.set_(self.views[name].storage, *self.views[name].place)
+            for now, old in self.storages.values():
+                now.copy_(old)
+        return names or ["memory beside the inputs"]
+
+    def _differs(self, view: _View, spoilt: Mapping[int, Tensor]) -> bool:
+        address = view.storage.data_ptr()
+        if address not in spoilt:
+            return False
+        now = self.storages[address][0]
+        return not same_bits(view.of_memory(now), view.of_memory(spoilt[address]))
+
+
+def _octets(x: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=x.device).set_(x.untyped_storage())
+
+
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Equal in shape, dtype and every element, NaN equal to NaN."""
     if left.shape != right.shape or left.dtype != right.dtype:
@@ -111,38 +231,3 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
     if not left.dtype.is_floating_point:
         return torch.equal(left, right)
     return bool(torch.equal(left.nan_to_num(nan=0.0), right.nan_to_num(nan=0.0)) and torch.equal(left.isnan(), right.isnan()))
-
-
-def process_state() -> dict[str, Any]:
-    """The global settings that an implementation must leave as it found them."""
-    return {
-        "default_dtype": torch.get_default_dtype(),
-        "default_device": str(torch.get_default_device()),
-        "grad_enabled": torch.is_grad_enabled(),
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "threads": torch.get_num_threads(),
-        "rng_seed": torch.initial_seed(),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
-        "working_directory": os.getcwd(),
-        "environment": dict(os.environ),
-    }
-
-
-def restore(state: Mapping[str, Any]) -> None:
-    """Put back what a call changed, so that the next one is judged on its own."""
-    torch.set_default_dtype(state["default_dtype"])
-    if str(torch.get_default_device()) != state["default_device"]:
-        torch.set_default_device(state["default_device"])
-    torch.set_grad_enabled(state["grad_enabled"])
-    torch.use_deterministic_algorithms(state["deterministic_algorithms"])
-    torch.set_float32_matmul_precision(state["float32_matmul_precision"])
-    if torch.get_num_threads() != state["threads"]:
-        torch.set_num_threads(state["threads"])
-    if torch.initial_seed() != state["rng_seed"]:
-        torch.manual_seed(state["rng_seed"])
-    if os.getcwd() != state["working_directory"]:
-        os.chdir(state["working_directory"])
-    if state["environment"] != os.environ:
-        os.environ.clear()
-        os.environ.update(state["environment"])

@@ -2,63 +2,65 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from assay.audits import cases, registry
-from assay.audits.environment import environment
-from assay.audits.findings import Broke, finding
+from assay.audits.findings import Broke
+from assay.audits.laws import parity
 from assay.audits.laws.trial import Broken, Trial
+from assay.audits.options import Options
 from assay.audits.search import search
-from assay.audits.subject import Foreign, InProcess, Server, subject
-from assay.audits.terms import (
-    Candidate,
-    Check,
-    Evidence,
-    Finding,
-    Form,
-    Law,
-    Operation,
-    Outcome,
-    Report,
-    Verdict,
-)
+from assay.audits.server import Server
+from assay.audits.subject import Foreign, InProcess, subject
+from assay.audits.tally import Tally, absent, merge, report
+from assay.audits.terms import Candidate, Evidence, Law, Level, Operation, Outcome, Outputs, Report, Verdict
 
+__all__ = ["Options", "audit", "merge"]
 
-@dataclass(frozen=True)
-class Options:
-    """How much to audit. Amounts may differ between a laptop and CI; limits never do."""
-
-    laws: tuple[str, ...] = ()
-    cases: tuple[str, ...] = ()
-    seed: int = 0
-    examples: int = 20
-    device: str = "cpu"
-    dtypes: tuple[str, ...] = ()
-    time_limit: float = 20.0
-
-    @property
-    def filtered(self) -> bool:
-        """Whether something that a full audit would exercise was left out on purpose."""
-        return bool(self.laws or self.cases or self.dtypes)
+MAX_DEATHS = 3
+"""A candidate that has ended its process so often is asked no more: each new process imports it again."""
+TRIES = 2
+"""Of how many cases a finding's command is tried, the worst ones first."""
+NOTES = {
+    "mutates": ("mutates", "the call changed its input"),
+    "state": ("leaks", "the call changed a global setting"),
+}
+"""Which law a side effect breaks that was seen while another law was looking at something else."""
 
 
 @dataclass
-class _Tally:
-    """What has been seen of one candidate so far: evidence by law, and how often each law was exercised."""
+class _Watched:
+    """A subject whose side effects are collected, whichever law makes the call."""
 
-    operation: Operation
-    candidate: Candidate
-    options: Options
-    broke: list[Broke] = field(default_factory=list)
-    exercised: Counter[str] = field(default_factory=Counter)
-    inapplicable: dict[str, Counter[str]] = field(default_factory=dict)
-    gone: bool = False
+    subject: InProcess | Foreign
+    notes: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def level(self) -> Level:
+        """That of the subject."""
+        return self.subject.level
+
+    @property
+    def gone(self) -> bool:
+        """Whether the candidate has ended its process too often."""
+        return isinstance(self.subject, Foreign) and self.subject.deaths >= MAX_DEATHS
+
+    def call(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
+        """Run once."""
+        outcome = self.subject.call(inputs, upstream)
+        self.notes |= dict.fromkeys(outcome.notes)
+        return outcome
+
+    def close(self) -> None:
+        """End the process of a foreign candidate."""
+        if isinstance(self.subject, Foreign):
+            self.subject.close()
 
 
 def audit(
@@ -76,25 +78,21 @@ def audit(
     """
     options = options or Options()
     laws = _laws(operation, options)
-    tally = _Tally(operation, candidate, options)
+    tally = Tally(operation, candidate, options)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        tally.broke.append(_machine("device", operation, candidate, "no CUDA device is available", options))
-        return _report(tally, laws)
+        tally.broke.append(absent(tally, "device", "no CUDA device is available"))
+        return report(tally, laws, lambda group: group[0])
     own = Server() if server is None and not candidate.trusted else None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        judged = subject(candidate, operation.differentiable, server or own, options.time_limit, operation.level)
-        for dtype in options.dtypes or operation.dtypes:
-            progress(f"{operation.name} {candidate.name} {dtype}")
-            _judge(tally, judged, laws, dtype)
-        if isinstance(judged, Foreign):
-            judged.close()
+        _judge_all(tally, laws, server or own, progress)
+        again = functools.cache(functools.partial(_shows_again, tally, laws, server or own))
+        return report(tally, laws, lambda group: _confirmed(tally, group, again))
     finally:
         torch.set_num_threads(threads)
         if own:
             own.close()
-    return _report(tally, laws)
 
 
 def _laws(operation: Operation, options: Options) -> tuple[Law, ...]:
@@ -108,12 +106,38 @@ def _laws(operation: Operation, options: Options) -> tuple[Law, ...]:
     return tuple(law for law in known if not wanted or law.name in wanted)
 
 
-def _judge(tally: _Tally, judged: InProcess | Foreign, laws: tuple[Law, ...], dtype: str) -> None:
+def _judge_all(tally: Tally, laws: tuple[Law, ...], server: Server | None, progress: Callable[[str], None]) -> None:
+    judged = _subject(tally, server)
+    if judged is None:
+        return
+    try:
+        for dtype in tally.options.dtypes or tally.operation.dtypes:
+            progress(f"{tally.operation.name} {tally.candidate.name} {dtype}")
+            if not tally.gone:
+                _judge(tally, judged, laws, dtype)
+    finally:
+        judged.close()
+
+
+def _subject(tally: Tally, server: Server | None) -> _Watched | None:
+    operation, options = tally.operation, tally.options
+    try:
+        made = subject(
+            tally.candidate, operation.differentiable, server, options.time_limit, operation.level,
+            limit_memory=options.device == "cpu",
+        )  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - our own candidates may lack what they import
+        tally.gone = True
+        tally.broke.append(absent(tally, "unloadable", f"{type(error).__name__}: {error}"))
+        return None
+    return _Watched(made)
+
+
+def _judge(tally: Tally, judged: _Watched, laws: tuple[Law, ...], dtype: str) -> None:
     operation, options = tally.operation, tally.options
     chosen = [cases.parse(operation, name) for name in options.cases] or list(operation.cases.values())
     for params in (replace(case, **tally.candidate.scope) for case in chosen):
-        for law, broken in _exercise(tally, judged, laws, params, dtype):
-            tally.broke.extend(replace(item, rule=item.rule or law.name) for item in broken)
+        tally.broke.extend(_exercise(tally, judged, laws, params, dtype))
         if tally.gone:
             return
     if options.cases:
@@ -125,7 +149,7 @@ def _judge(tally: _Tally, judged: InProcess | Foreign, laws: tuple[Law, ...], dt
         tally.broke.extend(hit)
 
 
-def _hunt(tally: _Tally, judged: InProcess | Foreign, laws: tuple[Law, ...], dtype: str) -> list[Broke]:
+def _hunt(tally: Tally, judged: _Watched, laws: tuple[Law, ...], dtype: str) -> list[Broke]:
     """Search for a case that breaks a law not yet known to be broken in this dtype."""
     known = {item.rule for item in tally.broke if item.dtype == dtype}
     open_laws = tuple(law for law in laws if law.name not in known)
@@ -133,12 +157,7 @@ def _hunt(tally: _Tally, judged: InProcess | Foreign, laws: tuple[Law, ...], dty
 
     def breaks(params: Any) -> bool:
         scoped = replace(params, **tally.candidate.scope)
-        found = [
-            replace(item, rule=item.rule or law.name)
-            for law, broken in _exercise(tally, judged, open_laws, scoped, dtype)
-            for item in broken
-        ]
-        fresh = [item for item in found if item.rule not in known]
+        fresh = [item for item in _exercise(tally, judged, open_laws, scoped, dtype) if item.rule not in known]
         if fresh:
             best[repr(params)] = fresh
         return bool(fresh)
@@ -147,132 +166,153 @@ def _hunt(tally: _Tally, judged: InProcess | Foreign, laws: tuple[Law, ...], dty
     return best[repr(smallest)] if smallest is not None else []
 
 
-def _exercise(
-    tally: _Tally, judged: InProcess | Foreign, laws: tuple[Law, ...], params: Any, dtype: str
-) -> Iterable[tuple[Law, list[Broke]]]:
+def _exercise(tally: Tally, judged: _Watched, laws: tuple[Law, ...], params: Any, dtype: str) -> Iterator[Broke]:
     """Put one case to each law. Stops when the candidate no longer answers."""
     operation = tally.operation
-    reason = operation.supports(params)
-    if reason is None:
-        inputs = operation.build(params, getattr(torch, dtype), torch.device(tally.options.device))
-        reason = _refused_by_form(tally, inputs)
-        trial = Trial(
-            operation=operation, params=params, inputs=inputs, dtype=getattr(torch, dtype), subject=judged,
-            seed=tally.options.seed,
-        )  # fmt: skip
-    for law in laws:
+    case = cases.text(operation, params, tally.candidate.scope)
+    try:
+        reason = operation.supports(params)
+        trial = None if reason else _trial(tally, judged, params, dtype)
+        reason = reason or _refused_by_form(tally, trial.inputs if trial else None)
+        applying = [law for law in laws if not _excused(tally, law, params, reason)]
+    except Exception as error:  # noqa: BLE001 - a failing checker must not pass or stop the audit
+        yield Broke(rule="checker-failed", case=case, dtype=dtype, evidence=_checker_failed("case", error))
+        return
+    for law in applying:
         if tally.gone:
             return
-        why_not = reason or law.applies(operation, params)
-        if why_not:
-            tally.inapplicable.setdefault(law.name, Counter())[why_not] += 1
-            continue
-        yield law, list(_put(tally, law, trial, dtype))
+        assert trial is not None
+        yield from (
+            Broke(rule=rule, case=case, dtype=dtype, evidence=item, law=law.name, params=params)
+            for rule, item in _put(tally, law, trial, judged)
+        )
 
 
-def _refused_by_form(tally: _Tally, inputs: Any) -> str | None:
-    form = _form(tally)
-    return form.accepts(inputs) if form else None
+def _trial(tally: Tally, judged: _Watched, params: Any, dtype: str) -> Trial:
+    width, options = getattr(torch, dtype), tally.options
+    inputs = tally.operation.build(params, width, torch.device(options.device))
+    return Trial(
+        operation=tally.operation, params=params, inputs=inputs, dtype=width, subject=judged, seed=options.seed
+    )
 
 
-def _form(tally: _Tally) -> Form | None:
+def _refused_by_form(tally: Tally, inputs: Any) -> str | None:
     name = tally.candidate.form
-    return registry.form(tally.operation.name, name) if name else None
+    return registry.form(tally.operation.name, name).accepts(inputs) if name else None
 
 
-def _put(tally: _Tally, law: Law, trial: Trial, dtype: str) -> Iterable[Broke]:
-    case = cases.text(tally.operation, trial.params, tally.candidate.scope)
-    rule = ""
+def _excused(tally: Tally, law: Law, params: Any, reason: str | None) -> bool:
+    why_not = reason or law.applies(tally.operation, params)
+    if why_not:
+        tally.excuse(law.name, why_not)
+    return bool(why_not)
+
+
+def _put(tally: Tally, law: Law, trial: Trial, judged: _Watched) -> Iterable[tuple[str, Evidence]]:
+    judged.notes.clear()
+    tally.attempted[law.name] += 1
     try:
-        evidence = list(law.check(trial))
+        found = [(law.name, item) for item in law.check(trial)]
         tally.exercised[law.name] += 1
     except Broken as broken:
-        rule, evidence = _ended(broken.outcome)
-        tally.gone = rule in {"timeout", "unloadable"}
+        found = [_ended(broken.outcome)]
+        tally.gone = judged.gone or found[0][0] in {"timeout", "unloadable"}
     except Exception as error:  # noqa: BLE001 - a failing checker must not pass or stop the audit
-        rule = "checker-failed"
-        text = f"{law.name}: {type(error).__name__}: {error}"[:500]
-        evidence = [Evidence(where=law.name, measured=text, limit="no error", message="the checker failed", verdict=Verdict.UNKNOWN)]
-    for item in evidence:
-        yield Broke(rule=rule, case=case, dtype=dtype, evidence=item)
+        found = _misfit(trial) or [("checker-failed", _checker_failed(law.name, error))]
+    return [*found, *_seen_beside(tally, law, judged)]
 
 
-def _ended(outcome: Outcome) -> tuple[str, list[Evidence]]:
+def _misfit(trial: Trial) -> list[tuple[str, Evidence]]:
+    """What is wrong with the form of the candidate's answer: a law that fails on such is not at fault."""
+    if parity.has_oracle(trial.operation, trial.params):
+        return []
+    try:
+        return [("returns", item) for item in parity.returns(trial)]
+    except Broken as broken:
+        return [_ended(broken.outcome)]
+    except Exception:  # noqa: BLE001 - then the checker itself failed, which is said
+        return []
+
+
+def _checker_failed(where: str, error: Exception) -> Evidence:
+    text = _stable(f"{where}: {type(error).__name__}: {error}")[:500]
+    return Evidence(
+        where=where, measured=text, limit="no error", message="the checker failed", verdict=Verdict.UNKNOWN
+    )
+
+
+def _seen_beside(tally: Tally, law: Law, judged: _Watched) -> Iterator[tuple[str, Evidence]]:
+    """Side effects of any call of this law's, for the law that judges them, if it takes part."""
+    for note in judged.notes:
+        kind, _, what = note.partition(":")
+        rule, message = NOTES.get(kind, ("", ""))
+        if rule and law.name != rule and rule in {known.name for known in _laws(tally.operation, tally.options)}:
+            yield rule, Evidence(where=what, measured="changed", limit="unchanged", message=message)
+
+
+def _ended(outcome: Outcome) -> tuple[str, Evidence]:
+    """How a call ended that did not return, as a rule and its evidence."""
     raised = outcome.raised
     assert raised is not None
-    rule = raised.kind if raised.kind in {"timeout", "unloadable"} else "raises"
-    verdict = Verdict.FAIL if rule == "raises" else Verdict.UNKNOWN
-    last = raised.traceback.strip().splitlines()[-3:-1]
-    message = f"{raised.message} {' '.join(line.strip() for line in last)}".strip()
-    return rule, [Evidence(where="call", measured=raised.kind, limit="returns", message=message[:600], verdict=verdict)]
-
-
-def _machine(rule: str, operation: Operation, candidate: Candidate, message: str, options: Options) -> Broke:
-    evidence = Evidence(where=operation.name, measured="absent", limit="present", message=message, verdict=Verdict.UNKNOWN)
-    dtype = (options.dtypes or operation.dtypes)[0]
-    return Broke(rule=rule, case="", dtype=dtype, evidence=evidence)
-
-
-def _report(tally: _Tally, laws: tuple[Law, ...]) -> Report:
-    tally.broke.extend(_silent(tally, laws))
-    findings = _worst_of_each(tally)
-    checks = []
-    for law in laws:
-        rule = f"{tally.operation.name}.{law.name}"
-        worst = max((f.verdict for f in findings if f.rule == rule), default=Verdict.PASS)
-        if not tally.exercised[law.name] and law.name not in tally.inapplicable:
-            worst = max(worst, Verdict.UNKNOWN)
-        checks.append(
-            Check(
-                rule=rule, candidate=tally.candidate.name, exercised=tally.exercised[law.name],
-                inapplicable=dict(sorted(tally.inapplicable.get(law.name, Counter()).items())), verdict=worst,
-            )
-        )  # fmt: skip
-    return Report(
-        findings=tuple(findings), checks=tuple(checks), environment=environment(tally.options.device),
-        filtered=tally.options.filtered,
-    )  # fmt: skip
-
-
-def _silent(tally: _Tally, laws: tuple[Law, ...]) -> Iterable[Broke]:
-    """Laws that neither ran nor declared themselves inapplicable, unless a finding already says why."""
-    if any(item.rule in {"raises", "timeout", "unloadable", "device"} for item in tally.broke):
-        return
-    for law in laws:
-        if not tally.exercised[law.name] and law.name not in tally.inapplicable:
-            message = "the law applied and was never exercised to its end"
-            yield replace(_machine("not-exercised", tally.operation, tally.candidate, message, tally.options),
-                          evidence=Evidence(where=law.name, measured="0 cases", limit="at least 1 case",
-                                            message=message, verdict=Verdict.UNKNOWN))  # fmt: skip
-
-
-def _worst_of_each(tally: _Tally) -> list[Finding]:
-    """One finding per rule, dtype and place: the case that breaks it worst, with the number of cases that do."""
-    groups: dict[tuple[str, str, str], list[Broke]] = {}
-    for item in tally.broke:
-        groups.setdefault((item.rule, item.dtype, item.evidence.where), []).append(item)
-    found = [
-        finding(tally.operation, tally.candidate, max(group, key=_severity), len({i.case for i in group}), tally.options)
-        for group in groups.values()
-    ]
-    return sorted(found, key=lambda f: (-f.verdict, f.rule, f.dtype, f.where))
-
-
-def _severity(item: Broke) -> tuple[int, float, int]:
-    measured, limit = item.evidence.measured, item.evidence.limit
-    ratio = 0.0
-    if isinstance(measured, float) and isinstance(limit, float) and limit:
-        ratio = measured / limit if not math.isnan(measured) else math.inf
-    named = 0 if item.case.startswith("{") else 1
-    return int(item.evidence.verdict), ratio, named
-
-
-def merge(reports: Iterable[Report]) -> Report:
-    """Several reports as one."""
-    parts = list(reports)
-    return Report(
-        findings=tuple(f for part in parts for f in part.findings),
-        checks=tuple(c for part in parts for c in part.checks),
-        environment=parts[0].environment if parts else {},
-        filtered=any(part.filtered for part in parts),
+    special = {"timeout": "timeout", "unloadable": "unloadable", "BadReturn": "returns"}
+    rule = special.get(raised.kind, "raises")
+    verdict = Verdict.UNKNOWN if rule in {"timeout", "unloadable"} else Verdict.FAIL
+    place = [] if rule == "returns" else raised.traceback.strip().splitlines()[-3:-1]
+    printed = outcome.stdout.strip().splitlines()[-1:] if raised.kind in {"exit", "signal", "timeout"} else []
+    text = " ".join([raised.message, *(line.strip() for line in place), *(f"(it printed: {line})" for line in printed)])
+    evidence = Evidence(
+        where="call", measured=raised.kind, limit="returns", message=_stable(text).strip()[:600], verdict=verdict
     )
+    return rule, evidence
+
+
+def _stable(text: str) -> str:
+    """Without what differs from run to run: addresses in memory."""
+    return re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)
+
+
+def _confirmed(tally: Tally, group: list[Broke], again: Callable[[_Command], frozenset[tuple[str, str]]]) -> Broke:
+    """The worst evidence of a group that its own command shows again, in a fresh process.
+
+    What a candidate keeps between calls may make a case fail only after others: then the command is the whole audit,
+    and the finding says so. Only users' functions are asked again: a model is slow to build, and ours keep nothing.
+    """
+    first = group[0]
+    if not tally.candidate.target.get("public") or first.evidence.verdict != Verdict.FAIL or not first.law:
+        return first
+    for item in group[:TRIES]:
+        if (item.rule, item.evidence.where) in again(_Command.of(item)):
+            return item
+    message = f"{first.evidence.message}; only after the audit's earlier calls"
+    return replace(first, evidence=replace(first.evidence, message=message), alone=False)
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What a repro line runs: the same for several findings."""
+
+    asks: tuple[str, ...]
+    case: str
+    dtype: str
+    params: Any = field(compare=False)
+
+    @classmethod
+    def of(cls, item: Broke) -> _Command:
+        return cls(item.asks, item.case, item.dtype, item.params)
+
+
+def _shows_again(
+    tally: Tally, laws: tuple[Law, ...], server: Server | None, command: _Command
+) -> frozenset[tuple[str, str]]:
+    """The rules and places that a command finds broken."""
+    asked = tuple(law for law in laws if not command.asks or law.name in command.asks)
+    options = replace(tally.options, laws=tuple(law.name for law in asked))
+    again = Tally(tally.operation, tally.candidate, options)
+    judged = _subject(again, server)
+    if judged is None:
+        return frozenset()
+    try:
+        found = list(_exercise(again, judged, asked, command.params, command.dtype))
+    finally:
+        judged.close()
+    return frozenset((item.rule, item.evidence.where) for item in found)

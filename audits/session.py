@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import assay
 from assay.audits import cases, manual, registry, waive, waivers
-from assay.audits.choose import Request, UsageError, plan
+from assay.audits.choose import Describe, Request, UsageError, plan
+from assay.audits.pool import Pool
 from assay.audits.render import html, junit, markdown, sarif, schema
 from assay.audits.run import Options, audit, merge
-from assay.audits.subject import Server
+from assay.audits.server import Server
 from assay.audits.terms import Candidate, Operation, Report, Waiver
 from assay.audits.usage import BadUsage
 
@@ -33,30 +33,48 @@ def _quiet(_done: int, _total: int, _text: str) -> None:
 
 def conduct(request: Request, options: Options, progress: Progress = _quiet) -> Report:
     """Audit all that was asked for, into one report. BadUsage names the option and what is possible."""
-    work = planned(request, options)
-    reports = []
-    with ExitStack() as stack:
-        server = None
-        if any(not candidate.trusted for _, candidate, _ in work):
-            server = Server()
-            stack.callback(server.close)
-        for done, (operation, candidate, fitted) in enumerate(work):
-            told = _told(progress, done, len(work))
-            told(f"{operation.name} {candidate.name}")
-            reports.append(audit(operation, candidate, fitted, server=server, progress=told))
-    report = merge(reports)
+    with Pool() as pool:
+        if _foreign(request):
+            pool.start()  # it comes up while the plan is made
+        work = planned(request, options, pool.describe)
+        report = merge(_audits(work, pool, progress))
     narrowed = bool(request.targets or request.candidate or request.families or request.patch)
     return replace(report, request=_asked(request, options), filtered=report.filtered or narrowed)
 
 
-def _told(progress: Progress, done: int, total: int) -> Callable[[str], None]:
-    return lambda text: progress(done, total, text)
+def _foreign(request: Request) -> bool:
+    """Whether the request names a function of somebody's, for which every second of waiting counts."""
+    return ":" in (request.candidate or "").removeprefix("fault:")
 
 
-def planned(request: Request, options: Options) -> list[Work]:
+def _audits(work: list[Work], pool: Pool, progress: Progress) -> list[Report]:
+    """The reports in the order of the work. Foreign candidates are judged side by side, ours one after another.
+
+    The judge mostly waits for foreign code. Ours runs in this process, whose settings a fault may change.
+    """
+    reports: dict[int, Report] = {}
+
+    def one(place: int, server: Server | None) -> None:
+        operation, candidate, fitted = work[place]
+        told = _told(progress, reports, len(work))
+        told(f"{operation.name} {candidate.name}")
+        reports[place] = audit(operation, candidate, fitted, server=server, progress=told)
+
+    foreign = [place for place, (_, candidate, _) in enumerate(work) if not candidate.trusted]
+    for place in sorted(set(range(len(work))) - set(foreign)):
+        one(place, None)
+    pool.each(foreign, one, ("transformers",) if any("family" in work[i][1].target for i in foreign) else ())
+    return [reports[place] for place in range(len(work))]
+
+
+def _told(progress: Progress, finished: Sized, total: int) -> Callable[[str], None]:
+    return lambda text: progress(len(finished), total, text)
+
+
+def planned(request: Request, options: Options, describe: Describe | None = None) -> list[Work]:
     """The audits to make, each with the options that mean something to its operation."""
     try:
-        pairs = plan(request)
+        pairs = plan(request, describe)
     except (UsageError, registry.Unknown) as error:
         message = str(error)
         raise BadUsage(message) from error

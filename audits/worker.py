@@ -1,49 +1,68 @@
 """The worker: a process that has preloaded torch and forks a child for each piece of foreign code.
 
-Run as ``python -m assay.audits.worker CONTROL_SOCKET``, in this environment or another. The server forks on request;
-a child connects to the socket it is told, resolves one target, then answers calls until the connection closes. A
-child that exits, is killed or hangs costs nothing but itself.
+Run as ``python -m assay.audits.worker CONTROL_SOCKET [MODULE...]``, in this environment or another. The server forks
+on request; a child resolves one target, then answers calls until its connection closes. A child that exits, is killed
+or hangs costs nothing but itself, and takes all that it started with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import resource
 import signal
 import socket
 import sys
-import tempfile
-from typing import Any
+from dataclasses import replace
+from typing import Any, BinaryIO, NoReturn
 
 from assay.audits import wire
-from assay.audits.observe import MAX_TEXT, observe
+from assay.audits.observe import MAX_TEXT, legible, observe, said
 from assay.audits.terms import Implementation, Outcome, Raised
 
-MEMORY_BYTES = 8 << 30
+FILE_BYTES = 4 << 30
+"""No child writes a longer file: what it prints is kept in one."""
+_DIE_WITH_PARENT, _ADOPT_ORPHANS = 1, 36  # prctl(2): PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
 
 
-def serve(control_path: str) -> None:
-    """Answer ``fork`` and ``reap`` requests until the judge goes away."""
+def serve(control_path: str, modules: list[str]) -> None:
+    """Answer requests until the judge goes away; then leave no process behind."""
+    signal.signal(signal.SIGTERM, _leave)
+    _process_control(_ADOPT_ORPHANS, 1)
     control = socket.socket(socket.AF_UNIX)
     control.connect(control_path)
-    wire.send(control, {"ready": True})
-    while True:
-        try:
-            request = wire.receive(control)
-        except (EOFError, OSError):
-            return
-        if request["op"] == "preload":
-            wire.send(control, {"raised": _preload(request["modules"])})
-        elif request["op"] == "fork":
-            child = os.fork()
-            if child == 0:
-                control.close()
-                _live(request)
-            wire.send(control, {"pid": child})
-        else:
-            wire.send(control, {"status": _reap(request["pid"])})
+    _preload(modules)
+    children: set[int] = set()
+    try:
+        wire.send(control, {"ready": True})
+        while True:
+            wire.send(control, _served(control, wire.receive(control), children))
+    except (EOFError, OSError):
+        return
+    finally:
+        for child in list(children):
+            _reap(child, children)
+
+
+def _leave(_signal: int, _frame: object) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _served(control: socket.socket, request: dict[str, Any], children: set[int]) -> dict[str, Any]:
+    if request["op"] == "preload":
+        return {"raised": _preload(request["modules"])}
+    if request["op"] == "reap":
+        return {"status": _reap(request["pid"], children)}
+    descriptor = socket.recv_fds(control, 1, 1)[1][0]
+    child = os.fork()
+    if child == 0:
+        control.close()
+        _live(request, socket.socket(fileno=descriptor))
+    os.close(descriptor)
+    children.add(child)
+    return {"pid": child}
 
 
 def _preload(modules: list[str]) -> str:
@@ -51,52 +70,80 @@ def _preload(modules: list[str]) -> str:
         for module in modules:
             importlib.import_module(module)
     except BaseException as error:  # noqa: BLE001 - importing foreign packages may raise anything
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {said(error)}"
     return ""
 
 
-def _reap(pid: int) -> int:
-    """Kill the child and all that it started, if they still run; return its wait status."""
-    for kill in (os.killpg, os.kill):
-        with contextlib.suppress(ProcessLookupError):
-            kill(pid, signal.SIGKILL)
+def _reap(child: int, children: set[int]) -> int:
+    """Kill a child and all that it started, wherever it hides; return its wait status."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    status = _killed(child)
+    children.discard(child)
+    while orphans := _children_of(os.getpid()) - children:  # those that left the group come here when they lose theirs
+        for orphan in orphans:
+            _killed(orphan)
+    return status
+
+
+def _killed(process: int) -> int:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
     try:
-        return os.waitpid(pid, 0)[1]
+        return os.waitpid(process, 0)[1]
     except ChildProcessError:
         return 0
 
 
-def _live(request: dict[str, Any]) -> None:
+def _children_of(parent: int) -> set[int]:
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as stat:
+            if int(stat.read().rpartition(")")[2].split()[1]) == parent:
+                found.add(int(name))
+    return found
+
+
+def _process_control(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def _live(request: dict[str, Any], connection: socket.socket) -> None:
     """A child's whole life; never returns."""
     status = 1
     try:
         os.setsid()
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(request["socket"])
-        output = _capture_output()
-        if request["limit_memory"]:
-            _limit_memory()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _process_control(_DIE_WITH_PARENT, signal.SIGKILL)
+        output = _capture_output(request["output"])
+        _limit(request["memory"])
         _answer(connection, request["paths"], output)
         status = 0
     finally:
         os._exit(status)
 
 
-def _capture_output() -> Any:
-    output = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - lives as long as the process
+def _capture_output(path: str) -> BinaryIO:
+    """Send what is printed to a file, on which the judge has an eye too. Appending, so that it can be cut."""
+    output = open(path, "ab+", buffering=0)  # noqa: SIM115 - lives as long as the process
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     return output
 
 
-def _limit_memory() -> None:
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        used = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
+def _limit(memory: int) -> None:
+    """Bound the address space beyond what is used now (not where a GPU maps its own), files, and core dumps."""
+    if memory:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            memory += int(statm.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _answer(connection: socket.socket, paths: list[str], output: Any) -> None:
-    sys.path[:0] = [path for path in paths if path not in sys.path]
+def _answer(connection: socket.socket, paths: list[str], output: BinaryIO) -> None:
+    # Last, so that a folder of the user's does not shadow an installed package.
+    sys.path += [path for path in paths if path not in sys.path]
     import torch
 
     torch.set_num_threads(1)
@@ -104,7 +151,7 @@ def _answer(connection: socket.socket, paths: list[str], output: Any) -> None:
     while True:
         try:
             request = wire.receive(connection)
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         if request["op"] == "describe":
             wire.send(connection, _described(request["ref"]))
@@ -117,8 +164,7 @@ def _answer(connection: socket.socket, paths: list[str], output: Any) -> None:
             outcome = observe(
                 implementation, request["inputs"], request["upstream"], tuple(request["differentiable"])
             )
-        sites = dict(getattr(implementation, "sites", {}))
-        _reply(connection, outcome, sites, _tail(output))
+        _reply(connection, replace(outcome, sites=_sites(implementation), stdout=_printed(output)))
 
 
 def _correct_interpreter() -> None:
@@ -140,7 +186,8 @@ def _load(target: dict[str, Any], form: str) -> tuple[Outcome, Implementation | 
         import traceback
 
         kind = "exit" if isinstance(error, SystemExit) else type(error).__name__
-        return Outcome(raised=Raised(kind, str(error)[:MAX_TEXT], traceback.format_exc()[-MAX_TEXT:])), None
+        trace = legible("".join(traceback.format_exception(error)))[-MAX_TEXT:]
+        return Outcome(raised=Raised(kind, said(error), trace)), None
 
 
 def _described(ref: str) -> dict[str, Any]:
@@ -149,27 +196,55 @@ def _described(ref: str) -> dict[str, Any]:
     from assay.audits import resolve
 
     try:
-        return {"parameters": list(inspect.signature(resolve.imported(ref)).parameters)}
+        found = resolve.imported(ref)
+        if not callable(found):
+            return {"raised": f"cannot call {ref}: it is a {type(found).__name__}"}
     except BaseException as error:  # noqa: BLE001 - importing foreign code may raise anything
-        return {"raised": f"{type(error).__name__}: {error}"[:MAX_TEXT]}
-
-
-def _reply(connection: socket.socket, outcome: Outcome, sites: dict[str, int], stdout: str) -> None:
-    from dataclasses import replace
-
+        return {"raised": f"cannot import {ref}: {type(error).__name__}: {said(error)}"}
     try:
-        wire.send(connection, replace(outcome, sites=sites, stdout=stdout))
-    except TypeError as error:
-        wire.send(connection, Outcome(raised=Raised("TypeError", str(error)), stdout=stdout))
+        return {"parameters": list(inspect.signature(found).parameters)}
+    except Exception:  # noqa: BLE001 - a foreign object's signature may be anything
+        return {"parameters": None}
 
 
-def _tail(output: Any) -> str:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    end = output.seek(0, os.SEEK_END)
-    output.seek(max(0, end - MAX_TEXT))
-    return str(output.read().decode(errors="replace"))
+def _sites(implementation: Implementation | None) -> dict[str, int]:
+    return {str(name): int(count) for name, count in dict(getattr(implementation, "sites", {})).items()}
+
+
+def _reply(connection: socket.socket, outcome: Outcome) -> None:
+    try:
+        wire.send(connection, replace(outcome, values=_compact(outcome.values), grads=_compact(outcome.grads)))
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - tensor subclasses without memory fail in ways of their own
+        raised = Raised("BadReturn", f"{type(error).__name__}: {said(error)}")
+        wire.send(connection, Outcome(raised=raised, notes=outcome.notes, sites=outcome.sites, stdout=outcome.stdout))
+
+
+def _compact(outputs: Any) -> dict[str, Any]:
+    """The same tensors, those that show little of much memory in memory of their own."""
+    return {name: x.contiguous().clone() if _wasteful(x) else x for name, x in outputs.items()}
+
+
+def _wasteful(x: Any) -> bool:
+    seen = x.numel() * x.element_size()
+    return bool(x.untyped_storage().nbytes() > max(2 * seen, 1 << 16))
+
+
+def _printed(output: BinaryIO) -> str:
+    """The end of what was printed since the last answer."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, or replaced by the candidate
+            stream.flush()
+    try:
+        end = output.seek(0, os.SEEK_END)
+        output.seek(max(0, end - MAX_TEXT))
+        tail = output.read().decode(errors="replace")
+        output.truncate(0)
+    except (OSError, ValueError):
+        return ""
+    return tail
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], sys.argv[2:])

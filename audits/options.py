@@ -1,0 +1,23 @@
+"""How much of an audit to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much to audit. Amounts may differ between a laptop and CI; limits never do."""
+
+    laws: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    seed: int = 0
+    examples: int = 20
+    device: str = "cpu"
+    dtypes: tuple[str, ...] = ()
+    time_limit: float = 20.0
+
+    @property
+    def filtered(self) -> bool:
+        """Whether something that a full audit would exercise was left out on purpose."""
+        return bool(self.laws or self.cases or self.dtypes)

@@ -1,0 +1,74 @@
+"""The workers of one run: started when they are needed, as many as there is work for, shared by all audits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from queue import SimpleQueue
+from typing import Self
+
+import torch
+
+from assay.audits.server import Server, parameters
+
+SIZE = 2
+"""Workers side by side. More do not help: the judge's own work is done by one thread at a time."""
+
+
+class Pool:
+    """Up to :data:`SIZE` servers."""
+
+    def __init__(self) -> None:
+        """An empty pool."""
+        self._servers: list[Server] = []
+        self._stack = ExitStack()
+
+    def start(self, count: int = 1) -> list[Server]:
+        """The first ``count`` servers; those not yet there are started and come up in the background."""
+        while len(self._servers) < count:
+            server = Server()
+            self._stack.callback(server.close)
+            self._servers.append(server)
+        return self._servers[:count]
+
+    def describe(self, ref: str) -> tuple[str, ...] | None:
+        """Parameter names of ``package.module:function``, read in a worker. ValueError when it cannot be imported."""
+        return parameters(self.start()[0], ref)
+
+    def each(self, places: Sequence[int], do: Callable[[int, Server], None], preload: tuple[str, ...] = ()) -> None:
+        """``do(place, server)`` for each place, side by side; the first error in the order of places is raised."""
+        if not places:
+            return
+        free: SimpleQueue[Server] = SimpleQueue()
+        for server in self.start(min(SIZE, len(places))):
+            free.put(server)
+        loaded: set[Server] = set()
+
+        def one(place: int) -> None:
+            server = free.get()
+            try:
+                if server not in loaded:
+                    loaded.add(server)
+                    server.preload(preload)
+                do(place, server)
+            finally:
+                free.put(server)
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # here, once: each audit sets it for itself, and must not put back another's
+        executor = ThreadPoolExecutor(len(self._servers), thread_name_prefix="audit")
+        try:
+            for done in [executor.submit(one, place) for place in places]:
+                done.result()
+        finally:
+            executor.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
+
+    def __enter__(self) -> Self:
+        """The pool itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop all servers."""
+        self._stack.close()

@@ -34,7 +34,11 @@ class FrameProcessor:
     model_input_names: tuple[str, ...] = ("pixel_values_videos", "video_grid_thw")
 
     def __call__(
-        self, videos: Any, video_metadata: Any = None, return_metadata: bool = False, **_settings: Any  # noqa: FBT001, FBT002 - the signature of transformers
+        self,
+        videos: Any,
+        video_metadata: Any = None,
+        return_metadata: bool = False,
+        **_settings: Any,  # noqa: FBT001, FBT002 - the signature of transformers
     ) -> dict[str, Any]:
         """``pixel_values_videos`` (patches, values), ``video_grid_thw`` (videos, 3), and the metadata if asked for."""
         import torch

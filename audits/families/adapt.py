@@ -33,7 +33,7 @@ def implementation(target: Mapping[str, Any]) -> Implementation:
         model = patches.patched_model(target["patch"], family)
     else:
         model = family.build(0)
-    kinds = {"positions": Positions, "rotate": Rotation}
+    kinds: dict[str, Any] = {"positions": Positions, "rotate": Rotation}
     made: Implementation = kinds[target["site"]](family, model)
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,7 +69,7 @@ def rotation(trial: Trial) -> Iterator[Evidence]:
         ordinary = relative(difference(eager[name], truth[name]), reach)
         found = excess(
             name, relative(difference(out[f"site.{name}_out"], truth[name]), reach),
-            floor([truth[name]], reach, torch.float32), lambda ordinary=ordinary: [ordinary],
+            floor([truth[name]], reach, torch.float32), functools.partial(list, [ordinary]),
             "the first layer is not rotated as the reference rotates it",
         )  # fmt: skip
         if found:
@@ -95,7 +96,7 @@ def vision(trial: Trial) -> Iterator[Evidence]:
         found = excess(
             f"vision.{name}", difference(got.reshape(wide.shape), wide),
             floor([wide], torch.ones_like(wide), torch.float32),
-            lambda ordinary=ordinary: [ordinary], "the tables of the vision tower are not those of the patches",
+            functools.partial(list, [ordinary]), "the tables of the vision tower are not those of the patches",
         )  # fmt: skip
         if found:
             yield found

@@ -92,7 +92,7 @@ def _queries_and_keys(case: Case, channels: int, generator: torch.Generator) -> 
     heads = case.heads + 2 * case.kv_heads
     qkv_BSHD = torch.randn(case.batch, case.tokens, heads, channels, generator=generator)
     qkv_BSHD = qkv_BSHD * torch.exp2(torch.randint(-3, 4, (case.batch, case.tokens, heads, 1), generator=generator))
-    q, k, v = qkv_BSHD.split([case.heads, case.kv_heads, case.kv_heads], dim=2)
+    q, k, v = torch.split(qkv_BSHD, [case.heads, case.kv_heads, case.kv_heads], dim=2)
     if case.memory == "packed":
         v.fill_(torch.nan)
         return q.transpose(1, 2), k.transpose(1, 2)
@@ -139,7 +139,7 @@ def draws(inputs: Inputs) -> Iterator[Inputs]:
         return
     for seed in range(2):
         generator = torch.Generator().manual_seed(seed)
-        fresh = {
+        fresh: dict[str, Any] = {
             name: torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * row_reach(x).to(x)
             for name, x in (("q", inputs.q), ("k", inputs.k))
         }

@@ -124,7 +124,8 @@ def _built_in(operation: Operation) -> Iterator[Candidate]:
     yield from registry.candidates(operation.name)
     for fault in registry.faults(operation.name):
         yield Candidate(
-            operation=operation.name, name=f"fault:{fault.name}", trusted=operation.level == "function", origin=fault.link,
+            operation=operation.name, name=f"fault:{fault.name}", origin=fault.link,
+            trusted=operation.level == "function",
             target={"kind": "fault", "operation": operation.name, "name": fault.name},
         )  # fmt: skip
 

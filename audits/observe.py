@@ -54,6 +54,8 @@ def observe(
     except BaseException as error:  # noqa: BLE001 - foreign code: whatever it raises is the result
         raised = _raised(error)
     changed.update(settings.restore(state))
+    # An output may be an input that was written to, which is about to be put back.
+    values = {name: value.clone() for name, value in values.items()}
     notes = [f"mutates:{name}" for name in memory.changed()] + [f"state:{key}" for key in sorted(changed)]
     return Outcome(values=values, grads=grads, raised=raised, notes=tuple(notes))
 
@@ -230,4 +232,6 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
         return False
     if not left.dtype.is_floating_point:
         return torch.equal(left, right)
-    return bool(torch.equal(left.nan_to_num(nan=0.0), right.nan_to_num(nan=0.0)) and torch.equal(left.isnan(), right.isnan()))
+    if not torch.equal(left.isnan(), right.isnan()):
+        return False
+    return torch.equal(left.nan_to_num(nan=0.0), right.nan_to_num(nan=0.0))

@@ -117,7 +117,7 @@ class Server:
         here, there = socket.socketpair()
         with there:
             memory = self._memory if limit_memory else 0
-            wire.send(control, {"op": "fork", "paths": [os.getcwd()], "memory": memory, "output": str(output)})
+            wire.send(control, {"op": "fork", "paths": [str(Path.cwd())], "memory": memory, "output": str(output)})
             socket.send_fds(control, [b"+"], [there.fileno()])
             try:
                 return Child(int(wire.receive(control)["pid"]), here, output)

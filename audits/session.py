@@ -21,7 +21,8 @@ from assay.audits.usage import BadUsage
 Work = tuple[Operation, Candidate, Options]
 WAIVERS = Path("waivers.toml")
 """Where waivers are looked for when nothing else is said."""
-
+MODELS = ("transformers.modeling_utils", "transformers.processing_utils")
+"""What every model of transformers imports, which takes seconds."""
 
 Progress = Callable[[int, int, str], None]
 """Is told how many candidates are finished, of how many, and what is in hand."""
@@ -63,7 +64,7 @@ def _audits(work: list[Work], pool: Pool, progress: Progress) -> list[Report]:
     foreign = [place for place, (_, candidate, _) in enumerate(work) if not candidate.trusted]
     for place in sorted(set(range(len(work))) - set(foreign)):
         one(place, None)
-    pool.each(foreign, one, ("transformers",) if any("family" in work[i][1].target for i in foreign) else ())
+    pool.each(foreign, one, MODELS if any("family" in work[place][1].target for place in foreign) else ())
     return [reports[place] for place in range(len(work))]
 
 

@@ -16,9 +16,14 @@ def _set_device(name: str) -> None:
     torch.set_default_device(None if name == "cpu" else name)  # None: without the mode that a device installs
 
 
-def _set_environment(wanted: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(wanted)
+def _environment() -> dict[bytes, bytes]:
+    """As bytes, without decoding: it is read four times a call."""
+    return dict(getattr(os.environ, "_data", os.environb))
+
+
+def _set_environment(wanted: Mapping[bytes, bytes]) -> None:
+    os.environb.clear()
+    os.environb.update(wanted)
 
 
 def _autocast() -> tuple[bool, bool]:
@@ -41,7 +46,7 @@ SETTINGS: Mapping[str, tuple[Read, Write]] = {
     "rng_seed": (torch.initial_seed, torch.manual_seed),
     "autocast": (_autocast, _set_autocast),
     "working_directory": (os.getcwd, os.chdir),
-    "environment": (lambda: dict(os.environ), _set_environment),
+    "environment": (_environment, _set_environment),
 }
 """By the name that a finding gives them. A draw from the global generator is no change; seeding it is."""
 UNREADABLE = "unreadable"

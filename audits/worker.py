@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from assay.audits import wire
@@ -97,10 +98,10 @@ def _killed(process: int) -> int:
 
 def _children_of(parent: int) -> set[int]:
     found = set()
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as stat:
-            if int(stat.read().rpartition(")")[2].split()[1]) == parent:
-                found.add(int(name))
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[1]) == parent:
+                found.add(int(stat.parent.name))
     return found
 
 
@@ -125,7 +126,7 @@ def _live(request: dict[str, Any], connection: socket.socket) -> None:
 
 def _capture_output(path: str) -> BinaryIO:
     """Send what is printed to a file, on which the judge has an eye too. Appending, so that it can be cut."""
-    output = open(path, "ab+", buffering=0)  # noqa: SIM115 - lives as long as the process
+    output = Path(path).open("ab+", buffering=0)  # noqa: SIM115 - lives as long as the process
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     return output
@@ -134,8 +135,7 @@ def _capture_output(path: str) -> BinaryIO:
 def _limit(memory: int) -> None:
     """Bound the address space beyond what is used now (not where a GPU maps its own), files, and core dumps."""
     if memory:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            memory += int(statm.read().split()[0]) * resource.getpagesize()
+        memory += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

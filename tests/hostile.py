@@ -120,12 +120,13 @@ def _print_much() -> None:
 prints = _first(_print_much)
 
 
+@functools.cache
 def _close_standard_files() -> None:
     for descriptor in (0, 1, 2):
         os.close(descriptor)
 
 
-closes_files_once = _first(lambda: None if "closed" in globals() else (_close_standard_files(), globals().update(closed=1)))
+closes_files_once = _first(_close_standard_files)
 closes_all_files = _first(lambda: os.closerange(0, 256))
 
 

@@ -178,8 +178,8 @@ def test_what_cannot_be_imported_is_unknown(
 def test_what_prints_when_imported_is_judged(running: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its prints come with the answer to the import, not with a later one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(HERE)
-    (tmp_path / "loud.py").write_text(f"import sys\nsys.path.append({str(HERE)!r})\nprint(1)\nfrom hostile import good\n")
+    lines = ["import sys", f"sys.path.append({str(HERE)!r})", "print('loud')", "from hostile import good"]
+    (tmp_path / "loud.py").write_text("\n".join(lines))
     assert judged(running, "good", "loud").verdict == PASS
 
 

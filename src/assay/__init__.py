@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from assay.audits.patches import patch as patch
 
 __version__ = "0.1.0"
+
+_HERE = Path(__file__).parent
+_BROKEN = [name for name in ("audits", "kernels", "reference") if not (_HERE / name).is_dir()]
+if _BROKEN:
+    raise ImportError(
+        f"{', '.join(str(_HERE / name) for name in _BROKEN)}: expected a folder, or a symbolic link to one. The "
+        "checkout or archive has turned the links into text files, or lost them: clone with git config core.symlinks "
+        "true, or install a wheel."
+    )
 
 _LAZY = {"patch": "assay.audits.patches"}
 """Public names, and the module that each comes from when it is first used: importing assay imports no torch."""

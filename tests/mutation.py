@@ -181,7 +181,7 @@ def attempt(mutant: Mutant) -> Trial:
     with applied(mutant) as (before, after):
         status = run(files, seconds)
     outcome = "timeout" if status is None else "killed" if status else "survived"
-    print(f"{outcome:8} {mutant.path}:{mutant.line} {mutant.operator}", flush=True)  # noqa: T201 - a script's progress
+    print(f"{outcome:8} {mutant.path}:{mutant.line} {mutant.operator}", flush=True)
     return Trial(mutant=mutant, outcome=outcome, before=before, after=after)
 
 

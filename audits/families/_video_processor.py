@@ -37,8 +37,8 @@ class FrameProcessor:
         self,
         videos: Any,
         video_metadata: Any = None,
-        return_metadata: bool = False,
-        **_settings: Any,  # noqa: FBT001, FBT002 - the signature of transformers
+        return_metadata: bool = False,  # noqa: FBT001, FBT002 - the signature of transformers
+        **_settings: Any,
     ) -> dict[str, Any]:
         """``pixel_values_videos`` (patches, values), ``video_grid_thw`` (videos, 3), and the metadata if asked for."""
         import torch

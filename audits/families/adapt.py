@@ -185,24 +185,44 @@ class Rotation:
         if resolved.text_rotary is None or resolved.text_apply is None:
             raise LookupError("; ".join(resolved.missing))
         self._rotary = resolved.text_rotary
-        self._lanes = lane_order(resolved.text_rotary.inv_freq)
+        # Some keep parameters for each type of layer, under its name.
+        per_layer = not hasattr(self._rotary, "inv_freq")
+        self._kind = min(self._rotary.rope_type) if per_layer else ""
+        self._lanes = lane_order(getattr(self._rotary, self._named("inv_freq")))
         module, _, name = resolved.text_apply_name.partition(":")
         self._module, self._name = importlib.import_module(module), name
 
+    def _named(self, name: str) -> str:
+        return f"{self._kind}_{name}" if self._kind else name
+
     def __call__(self, inputs: Any) -> Outputs:
         """Rotated queries and keys."""
-        rotary = self._rotary
-        rotary.inv_freq = inputs.inv_freq[self._lanes]
-        rotary.attention_scaling = inputs.attention_scaling
         sections = list(inputs.sections)
-        if hasattr(rotary, "mrope_section"):
-            rotary.mrope_section = sections
-        for name in ("rope_parameters", "rope_scaling"):
-            settings = getattr(rotary.config, name, None)
-            if isinstance(settings, dict) and "mrope_section" in settings:
-                settings["mrope_section"] = sections
-        cos, sin = rotary(inputs.q, inputs.positions)
+        self._configure(inputs, sections)
+        layer = {"layer_type": self._kind} if self._kind else {}
+        cos, sin = self._rotary(inputs.q, inputs.positions, **layer)
         apply = getattr(self._module, self._name)
         extra = {"mrope_section": sections} if "mrope_section" in inspect.signature(apply).parameters else {}
         q, k = apply(inputs.q, inputs.k, cos, sin, **extra)
         return {"q": q, "k": k}
+
+    def _configure(self, inputs: Any, sections: list[int]) -> None:
+        """Write frequencies, scaling and sections where the module reads them."""
+        rotary = self._rotary
+        setattr(rotary, self._named("inv_freq"), self._in_their_order(inputs.inv_freq))
+        setattr(rotary, self._named("attention_scaling"), inputs.attention_scaling)
+        if hasattr(rotary, "mrope_section"):
+            rotary.mrope_section = {self._kind: sections} if self._kind else sections
+        for name in ("rope_parameters", "rope_scaling"):
+            settings = getattr(rotary.config, name, None)
+            settings = settings.get(self._kind) if isinstance(settings, dict) and self._kind else settings
+            if isinstance(settings, dict) and "mrope_section" in settings:
+                settings["mrope_section"] = sections
+
+    def _in_their_order(self, inv_freq: Tensor) -> Tensor:
+        if torch.equal(self._lanes, torch.arange(len(self._lanes))):
+            return inv_freq.clone()
+        if len(self._lanes) != len(inv_freq):
+            message = f"the model orders {len(self._lanes)} frequencies in its own way, the case has {len(inv_freq)}"
+            raise LookupError(message)
+        return inv_freq[self._lanes]

@@ -224,6 +224,7 @@ CASES = {
     "image-last": Case(samples=("t5 i8x4",)),
     "wide-image": Case(samples=("t1 i2x32 t4",)),
     "text": Case(samples=("t7", "t3")),
+    "one-token": Case(samples=("t1", "t3")),  # shorter than any value that padding may be given
     "ragged-right": Case(samples=("t5 i4x6 t3", "t2", "t1 i2x4 i6x4 t9")),
     "ragged-left": Case(samples=("t5 i4x6 t3", "t2", "t1 i2x4 i6x4 t9"), padding="left"),
     "video": Case(samples=("t3 v4x4x6@2 t4",)),

@@ -219,7 +219,21 @@ def _put(tally: Tally, law: Law, trial: Trial, judged: _Watched) -> Iterable[tup
         tally.gone = judged.gone or found[0][0] in {"timeout", "unloadable"}
     except Exception as error:  # noqa: BLE001 - a failing checker must not pass or stop the audit
         found = _misfit(trial) or [("checker-failed", _checker_failed(law.name, error))]
-    return [*found, *_seen_beside(tally, law, judged)]
+    return _unverified(trial, judged) or [*found, *_seen_beside(tally, law, judged)]
+
+
+def _unverified(trial: Trial, judged: _Watched) -> list[tuple[str, Evidence]]:
+    """Where the machine itself cannot do a dtype's arithmetic, nothing is known of the candidate."""
+    reasons = [note.partition(":")[2] for note in judged.notes if note.startswith("unverified:")]
+    if reasons or trial.doubted:
+        reasons = [trial.once("unverified", lambda: reasons[0])]
+    return [
+        (
+            "unverified",
+            Evidence(where="call", measured="not verified", limit="verified", message=reason, verdict=Verdict.UNKNOWN),
+        )
+        for reason in reasons[:1]
+    ]
 
 
 def _misfit(trial: Trial) -> list[tuple[str, Evidence]]:
@@ -236,9 +250,7 @@ def _misfit(trial: Trial) -> list[tuple[str, Evidence]]:
 
 def _checker_failed(where: str, error: Exception) -> Evidence:
     text = _stable(f"{where}: {type(error).__name__}: {error}")[:500]
-    return Evidence(
-        where=where, measured=text, limit="no error", message="the checker failed", verdict=Verdict.UNKNOWN
-    )
+    return Evidence(where=where, measured=text, limit="no error", message="the checker failed", verdict=Verdict.UNKNOWN)
 
 
 def _seen_beside(tally: Tally, law: Law, judged: _Watched) -> Iterator[tuple[str, Evidence]]:
@@ -246,6 +258,8 @@ def _seen_beside(tally: Tally, law: Law, judged: _Watched) -> Iterator[tuple[str
     for note in judged.notes:
         kind, _, what = note.partition(":")
         rule, message = NOTES.get(kind, ("", ""))
+        if what == "environment":  # importing a library at the first call may set its own: its law compares the second
+            continue
         if rule and law.name != rule and rule in {known.name for known in _laws(tally.operation, tally.options)}:
             yield rule, Evidence(where=what, measured="changed", limit="unchanged", message=message)
 
@@ -267,7 +281,8 @@ def _ended(outcome: Outcome) -> tuple[str, Evidence]:
 
 
 def _stable(text: str) -> str:
-    """Without what differs from run to run: addresses in memory."""
+    """Without what differs from run to run and from machine to machine: addresses in memory, folders of a traceback."""
+    text = re.sub(r'File "[^"]*/([^"/]+)", line', r'File "\1", line', text)
     return re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)
 
 

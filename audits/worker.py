@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from assay.audits import wire
-from assay.audits.observe import MAX_TEXT, legible, observe, said
+from assay.audits.observe import MAX_TEXT, legible, observe, said, tensors
 from assay.audits.terms import Implementation, Outcome, Raised
 
 FILE_BYTES = 4 << 30
@@ -161,18 +161,32 @@ def _answer(connection: socket.socket, paths: list[str], output: BinaryIO) -> No
         else:
             assert implementation is not None
             _correct_interpreter()
-            outcome = observe(
-                implementation, request["inputs"], request["upstream"], tuple(request["differentiable"])
-            )
+            outcome = observe(implementation, request["inputs"], request["upstream"], tuple(request["differentiable"]))
+            outcome = _doubted(outcome, request["inputs"])
         _reply(connection, replace(outcome, sites=_sites(implementation), stdout=_printed(output)))
 
 
-def _correct_interpreter() -> None:
-    """Where Triton kernels are interpreted, have them round bf16 as a GPU does; cheap once done, or without Triton."""
-    if os.environ.get("TRITON_INTERPRET") == "1" and "triton" in sys.modules:
-        from assay.audits import interpreter
+def _correct_interpreter() -> str:
+    """Where Triton kernels are interpreted, have them round bf16 as a GPU does; the reason where that cannot be done.
 
-        interpreter.enable()
+    Cheap once done, or without Triton.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1" or "triton" not in sys.modules:
+        return ""
+    from assay.audits import interpreter
+
+    state = interpreter.enable()
+    return "" if state.bf16 else state.reason
+
+
+def _doubted(outcome: Outcome, inputs: Any) -> Outcome:
+    """A bf16 result that went through an interpreter which cannot do bf16 says so in a note."""
+    import torch
+
+    reason = _correct_interpreter()
+    if not reason or not any(tensor.dtype == torch.bfloat16 for _, tensor in tensors(inputs)):
+        return outcome
+    return replace(outcome, notes=(*outcome.notes, f"unverified:{reason}"))
 
 
 def _load(target: dict[str, Any], form: str) -> tuple[Outcome, Implementation | None]:

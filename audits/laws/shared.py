@@ -20,6 +20,7 @@ MACHINE_RULES = {
     "timeout": "The candidate answers within the time limit; one that does not is UNKNOWN, not passed.",
     "unloadable": "The candidate could be imported and built; one that could not is UNKNOWN, with the reason.",
     "device": "The device asked for is present; without it nothing is known, so the verdict is UNKNOWN.",
+    "unverified": "The machine can do the arithmetic that was asked; an answer from one that cannot is UNKNOWN.",
     "not-exercised": "A law that applied was exercised at least once; one that was not is UNKNOWN, not passed.",
     "checker-failed": "The checker itself did not fail; where it did, the candidate is UNKNOWN, not passed.",
 }

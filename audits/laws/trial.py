@@ -46,6 +46,11 @@ class Trial:
             self._memo[name] = compute()
         return self._memo[name]
 
+    @property
+    def doubted(self) -> bool:
+        """Whether some call of this trial went through arithmetic that the machine cannot do."""
+        return "unverified" in self._memo
+
     def call(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
         """Run the candidate on related inputs."""
         outcome = self.subject.call(inputs, upstream)

@@ -92,10 +92,14 @@ def _fit(operation: Operation, options: Options) -> Options | None:
         options,
         laws=tuple(name for name in options.laws if name in known),
         cases=tuple(name for name in options.cases if not _complaint(operation, name)),
-        dtypes=tuple(name for name in options.dtypes if name in operation.dtypes),
+        dtypes=tuple(name for name in options.dtypes if name in _dtypes(operation)),
     )
     pairs = ((options.laws, fit.laws), (options.cases, fit.cases), (options.dtypes, fit.dtypes))
     return None if any(asked and not left for asked, left in pairs) else fit
+
+
+def _dtypes(operation: Operation) -> tuple[str, ...]:
+    return operation.dtypes + operation.further_dtypes
 
 
 def _complaint(operation: Operation, case: str) -> str:
@@ -122,7 +126,7 @@ def _refuse_unused(operations: Mapping[str, Operation], fits: Mapping[str, Optio
             message = "--case: " + "\n".join(complaints)
             raise BadUsage(message)
     for name in options.dtypes:
-        dtypes = sorted({dtype for operation in operations.values() for dtype in operation.dtypes})
+        dtypes = sorted({dtype for operation in operations.values() for dtype in _dtypes(operation)})
         if name not in dtypes:
             message = f"--dtype: {name!r} is no dtype of {among}; there are: {', '.join(dtypes) or 'none'}"
             raise BadUsage(message)

@@ -92,10 +92,11 @@ def _component(room: Component) -> str:
 
 
 def _operation(operation: Operation) -> str:
+    further = f" (on request: {', '.join(operation.further_dtypes)})" if operation.further_dtypes else ""
     kinds = {Exact: "one right answer", Numeric: "a float64 truth and the ordinary form's error"}
     return _joined(
         f"{operation.name}: {operation.summary}\n\nCompared with: {kinds.get(type(operation.expect), 'laws alone')}."
-        f"\nOutputs: {', '.join(operation.outputs)}. Dtypes: {', '.join(operation.dtypes) or 'none'}.",
+        f"\nOutputs: {', '.join(operation.outputs)}. Dtypes: {', '.join(operation.dtypes) or 'none'}{further}.",
         "Call forms",
         [f"{form.name}({', '.join(form.parameters)})  {form.summary}" for form in operation.forms],
         "Cases",

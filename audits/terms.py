@@ -107,7 +107,8 @@ class Operation:
 
     ``params`` is the frozen, JSON-able record that describes a case; ``build`` makes the inputs record from it for a
     dtype and device, from its own generator; ``supports`` says why a case lies outside the operation's domain, or
-    returns None. ``differentiable`` names the inputs that receive gradients.
+    returns None. ``differentiable`` names the inputs that receive gradients. ``dtypes`` are audited unless others are
+    asked for; ``further_dtypes`` only then.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Operation:
     strategy: Callable[[], SearchStrategy[Any]] | None
     differentiable: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
+    further_dtypes: tuple[str, ...] = ()
     supports: Callable[[Any], str | None] = lambda _params: None
     level: Level = "function"
 

@@ -291,6 +291,7 @@ OPERATION = Operation(
     strategy=strategy,
     differentiable=("q", "k"),
     dtypes=("float32", "bfloat16"),
+    further_dtypes=("float16", "float64"),
 )
 
 CANDIDATES = (

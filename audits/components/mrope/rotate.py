@@ -291,7 +291,7 @@ OPERATION = Operation(
     strategy=strategy,
     differentiable=("q", "k"),
     dtypes=("float32", "bfloat16"),
-    further_dtypes=("float16", "float64"),
+    further_dtypes=("float16",),
 )
 
 CANDIDATES = (

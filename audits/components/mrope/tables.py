@@ -114,7 +114,7 @@ OPERATION = Operation(
     cases={name: rotate.CASES[name] for name in KEPT},
     strategy=strategy,
     dtypes=("float32", "bfloat16"),
-    further_dtypes=("float16", "float64"),
+    further_dtypes=("float16",),
 )
 
 CANDIDATES = (

@@ -50,7 +50,8 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format and the import contracts (ruff, import-linter)."""
-    install(session, "ruff", "import-linter")
+    session.install("--constraint", str(CONSTRAINTS), "ruff", "import-linter")
+    session.install("--no-deps", "--editable", ".")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")

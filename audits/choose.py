@@ -143,9 +143,7 @@ def recognised(operation: Operation, parameters: tuple[str, ...]) -> tuple[Form,
     """The call forms that a signature fits: those whose parameters it has, less those that another one extends."""
     have = set(parameters)
     fitting = [form for form in operation.forms if set(form.parameters) <= have]
-    return tuple(
-        form for form in fitting if not any(set(form.parameters) < set(other.parameters) for other in fitting)
-    )
+    return tuple(form for form in fitting if not any(set(form.parameters) < set(other.parameters) for other in fitting))
 
 
 def _recognised(operation: Operation, ref: str, describe: Describe) -> Form:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,8 +11,8 @@ import torch
 
 from assay.audits import cases, registry
 from assay.audits.findings import Broke
-from assay.audits.laws import parity
 from assay.audits.laws.trial import Broken, Trial
+from assay.audits.mishap import checker_failed, ended, misfit
 from assay.audits.options import Options
 from assay.audits.search import search
 from assay.audits.server import Server
@@ -176,7 +175,7 @@ def _exercise(tally: Tally, judged: _Watched, laws: tuple[Law, ...], params: Any
         reason = reason or _refused_by_form(tally, trial.inputs if trial else None)
         applying = [law for law in laws if not _excused(tally, law, params, reason)]
     except Exception as error:  # noqa: BLE001 - a failing checker must not pass or stop the audit
-        yield Broke(rule="checker-failed", case=case, dtype=dtype, evidence=_checker_failed("case", error))
+        yield Broke(rule="checker-failed", case=case, dtype=dtype, evidence=checker_failed("case", error))
         return
     for law in applying:
         if tally.gone:
@@ -215,10 +214,10 @@ def _put(tally: Tally, law: Law, trial: Trial, judged: _Watched) -> Iterable[tup
         found = [(law.name, item) for item in law.check(trial)]
         tally.exercised[law.name] += 1
     except Broken as broken:
-        found = [_ended(broken.outcome)]
+        found = [ended(broken.outcome)]
         tally.gone = judged.gone or found[0][0] in {"timeout", "unloadable"}
     except Exception as error:  # noqa: BLE001 - a failing checker must not pass or stop the audit
-        found = _misfit(trial) or [("checker-failed", _checker_failed(law.name, error))]
+        found = misfit(trial) or [("checker-failed", checker_failed(law.name, error))]
     return _unverified(trial, judged) or [*found, *_seen_beside(tally, law, judged)]
 
 
@@ -236,23 +235,6 @@ def _unverified(trial: Trial, judged: _Watched) -> list[tuple[str, Evidence]]:
     ]
 
 
-def _misfit(trial: Trial) -> list[tuple[str, Evidence]]:
-    """What is wrong with the form of the candidate's answer: a law that fails on such is not at fault."""
-    if parity.has_oracle(trial.operation, trial.params):
-        return []
-    try:
-        return [("returns", item) for item in parity.returns(trial)]
-    except Broken as broken:
-        return [_ended(broken.outcome)]
-    except Exception:  # noqa: BLE001 - then the checker itself failed, which is said
-        return []
-
-
-def _checker_failed(where: str, error: Exception) -> Evidence:
-    text = _stable(f"{where}: {type(error).__name__}: {error}")[:500]
-    return Evidence(where=where, measured=text, limit="no error", message="the checker failed", verdict=Verdict.UNKNOWN)
-
-
 def _seen_beside(tally: Tally, law: Law, judged: _Watched) -> Iterator[tuple[str, Evidence]]:
     """Side effects of any call of this law's, for the law that judges them, if it takes part."""
     for note in judged.notes:
@@ -262,28 +244,6 @@ def _seen_beside(tally: Tally, law: Law, judged: _Watched) -> Iterator[tuple[str
             continue
         if rule and law.name != rule and rule in {known.name for known in _laws(tally.operation, tally.options)}:
             yield rule, Evidence(where=what, measured="changed", limit="unchanged", message=message)
-
-
-def _ended(outcome: Outcome) -> tuple[str, Evidence]:
-    """How a call ended that did not return, as a rule and its evidence."""
-    raised = outcome.raised
-    assert raised is not None
-    special = {"timeout": "timeout", "unloadable": "unloadable", "BadReturn": "returns"}
-    rule = special.get(raised.kind, "raises")
-    verdict = Verdict.UNKNOWN if rule in {"timeout", "unloadable"} else Verdict.FAIL
-    place = [] if rule == "returns" else raised.traceback.strip().splitlines()[-3:-1]
-    printed = outcome.stdout.strip().splitlines()[-1:] if raised.kind in {"exit", "signal", "timeout"} else []
-    text = " ".join([raised.message, *(line.strip() for line in place), *(f"(it printed: {line})" for line in printed)])
-    evidence = Evidence(
-        where="call", measured=raised.kind, limit="returns", message=_stable(text).strip()[:600], verdict=verdict
-    )
-    return rule, evidence
-
-
-def _stable(text: str) -> str:
-    """Without what differs from run to run and from machine to machine: addresses in memory, folders of a traceback."""
-    text = re.sub(r'File "[^"]*/([^"/]+)", line', r'File "\1", line', text)
-    return re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)
 
 
 def _confirmed(tally: Tally, group: list[Broke], again: Callable[[_Command], frozenset[tuple[str, str]]]) -> Broke:

@@ -41,9 +41,7 @@ class Server:
     died (a candidate may kill its parent) is started again for the next candidate.
     """
 
-    def __init__(
-        self, python: str = sys.executable, preload: tuple[str, ...] = (), memory: int = MEMORY_BYTES
-    ) -> None:
+    def __init__(self, python: str = sys.executable, preload: tuple[str, ...] = (), memory: int = MEMORY_BYTES) -> None:
         """Start the process, with modules that its children need not import again.
 
         ``memory`` is what a child may allocate, in bytes.

@@ -240,7 +240,7 @@ class Wrapper(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> Wrapper:  # noqa: PYI034 - a tensor's own way
         """Wrap a tensor."""
-        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined, no-any-return]
+        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
 
     @classmethod
     def __torch_dispatch__(cls, *_: Any) -> Any:
@@ -277,13 +277,12 @@ class _Backward(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(_ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_ctx: Any, grad: Tensor) -> Tensor:
         """A gradient with a channel too few."""
         return grad[..., :-1]
 
 
-gradient_of_wrong_shape = _then(lambda out: (_Backward.apply(out[0]), out[1]))  # type: ignore[no-untyped-call]
-
+gradient_of_wrong_shape = _then(lambda out: (_Backward.apply(out[0]), out[1]))
 
 
 def _start_thread() -> None:

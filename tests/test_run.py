@@ -189,7 +189,7 @@ def test_a_crash_of_the_oracle_is_unknown(house: dict[str, Any]) -> None:
         message = "no truth today"
         raise RuntimeError(message)
 
-    house["operation"] = replace(OPERATION, expect=replace(OPERATION.expect, oracle=broken))
+    house["operation"] = replace(OPERATION, expect=Numeric(oracle=broken, eager=oracle, reach=lambda *_: {}))
     report = judge(house, oracle, Options(laws=("parity",)))
     assert report.verdict == UNKNOWN
     assert "no truth today" in str(named(report, "checker-failed")[0].measured)

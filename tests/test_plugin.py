@@ -145,7 +145,7 @@ def test_waivers_of_the_ini_key_are_applied(pytester: pytest.Pytester, judge: Ju
 def test_findings_are_in_the_junit_file(pytester: pytest.Pytester, judge: Judge) -> None:
     judge.answer = BROKEN
     _run(pytester, "--junitxml=out.xml")
-    root = ET.parse(pytester.path / "out.xml").getroot()  # noqa: S314 - pytest's own file
+    root = ET.parse(pytester.path / "out.xml").getroot()
     told = {item.attrib["name"]: item.attrib["value"] for item in root.iter("property")}
     assert list(told) == [f"assay: {FAR.rule}"]
     assert "measured 0.813, limit 0.00781" in told[f"assay: {FAR.rule}"]
@@ -190,5 +190,5 @@ def test_the_plugin_costs_nothing_unused() -> None:
     heavy = {"torch", "transformers", "hypothesis", "rich", "pydantic", "jinja2", "assay.audits.terms"}
     code = "import sys, pytest; before = set(sys.modules); import assay.audits.plugin; "
     code += f"print(sorted((set(sys.modules) - before) & {heavy}))"
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout  # noqa: S603
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert told.strip() == "[]"

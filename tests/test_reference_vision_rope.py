@@ -41,7 +41,7 @@ def test_coordinates_in_rows_by_hand() -> None:
 
 @pytest.mark.parametrize("merge", [1, 2, 3])
 @pytest.mark.parametrize("with_time", [True, False])
-def test_coordinates_equal_hugging_face(merge: int, with_time: bool) -> None:  # noqa: FBT001
+def test_coordinates_equal_hugging_face(merge: int, with_time: bool) -> None:
     helper = importlib.import_module("transformers.vision_utils").get_vision_position_ids
     grids = torch.tensor([[1, 6, 12], [3, 12, 6], [1, 6, 6]])
     mine = patch_coordinates(grids, merge=merge, coordinates=("time", "row", "column")[not with_time :])

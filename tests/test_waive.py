@@ -128,7 +128,7 @@ def test_an_expired_waiver_covers_nothing_and_is_a_finding() -> None:
 
 
 @pytest.mark.parametrize(("filtered", "rules"), [(False, ["waiver.expired"]), (True, [])])
-def test_an_expired_waiver_that_matches_nothing_fails_in_a_whole_run(filtered: bool, rules: list[str]) -> None:  # noqa: FBT001
+def test_an_expired_waiver_that_matches_nothing_fails_in_a_whole_run(filtered: bool, rules: list[str]) -> None:
     report = _report(check=PASSING, filtered=filtered)
     expired = replace(WAIVER, until="2026-01-01")
     assert [f.rule for f in waive.apply(report, [expired], TODAY).findings] == rules

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.audits.components.mrope import positions, rotate
+from assay.audits.components.mrope import positions, readout, rotate
 from assay.audits.components.mrope.model import NAME, Case, in_float32, options_of
 from assay.audits.families._release import within
 from assay.audits.families.run import ModelCall
 from assay.audits.laws.limits import difference, excess, floor, relative
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Law, Operation, Outputs
+from assay.audits.terms import Evidence, Law, Operation
 from assay.reference import mrope, vision_rope
 from assay.reference.mrope_families import TEXT_ROTARIES
-from assay.reference.mrope_rules import RULES, PositionRule
+from assay.reference.mrope_rules import RULES
 from assay.reference.vision_rope import VISION_TOWERS
 
 
@@ -33,9 +33,9 @@ def used(trial: Trial) -> Iterator[Evidence]:
     Example: a forward that builds no three-axis ids when an optional tensor is absent.
     """
     out = trial.outcome.values
-    truth = positions.reference(_position_inputs(out, trial.params))["positions"]
-    got = _from_first(_visual_axes(out["positions"], len(truth)), out)
-    want = _from_first(truth, out)
+    truth = positions.reference(readout.position_inputs(out, trial.params))["positions"]
+    got = readout.from_first(readout.visual_axes(out["positions"], len(truth)), out)
+    want = readout.from_first(truth, out)
     yield from exactly("positions", got, want.to(got.dtype), "not the ids of the rule")
 
 
@@ -61,9 +61,9 @@ def rotation(trial: Trial) -> Iterator[Evidence]:
     Example: sections read from a configuration key that this model does not have.
     """
     out, rotary = trial.outcome.values, TEXT_ROTARIES[options_of(trial.params).rule]
-    inputs = _rotate_inputs(out, rotary.layout, rotary.pairing)
-    truth = rotate.reference(_wide(inputs))
-    eager = rotate.reference(_narrow(inputs))
+    inputs = readout.rotate_inputs(out, rotary.layout, rotary.pairing)
+    truth = rotate.reference(readout.wide(inputs))
+    eager = rotate.reference(readout.narrow(inputs))
     for name in ("q", "k"):
         reach = rotate.row_reach(getattr(inputs, name)) * inputs.attention_scaling
         ordinary = relative(difference(eager[name], truth[name]), reach)
@@ -117,7 +117,7 @@ def padding(trial: Trial) -> Iterator[Evidence]:
     Example: ids counted from the start of the row, padding included.
     """
     left = trial.run(dataclasses.replace(trial.inputs, padding="left"))
-    yield from _same(trial, left, trial.outcome.values, "left padding differs from right padding")
+    yield from readout.same(trial, left, trial.outcome.values, "left padding differs from right padding")
 
 
 def order(trial: Trial) -> Iterator[Evidence]:
@@ -130,7 +130,7 @@ def order(trial: Trial) -> Iterator[Evidence]:
     call: ModelCall = trial.inputs
     turned = trial.run(dataclasses.replace(call, samples=call.samples[::-1], keys=call.keys[::-1]))
     back = {name: value.flip(0) if name in ("logits", "attention_mask") else value for name, value in turned.items()}
-    yield from _same(trial, back, trial.outcome.values, "a sample's logits depend on its place in the batch")
+    yield from readout.same(trial, back, trial.outcome.values, "a sample's logits depend on its place in the batch")
 
 
 def alone(trial: Trial) -> Iterator[Evidence]:
@@ -145,7 +145,7 @@ def alone(trial: Trial) -> Iterator[Evidence]:
     for sample, key in enumerate(call.keys):
         single = trial.run(dataclasses.replace(call, samples=(call.samples[sample],), keys=(key,)))
         mine = {name: whole[name][sample : sample + 1] for name in ("logits", "attention_mask")}
-        yield from _same(trial, single, mine, f"sample {sample} alone differs from itself in the batch")
+        yield from readout.same(trial, single, mine, f"sample {sample} alone differs from itself in the batch")
 
 
 def explicit(trial: Trial) -> Iterator[Evidence]:
@@ -156,9 +156,9 @@ def explicit(trial: Trial) -> Iterator[Evidence]:
     Example: a model that reads the temporal row as the text row when it is handed three.
     """
     out = trial.outcome.values
-    own = _visual_axes(out["positions"], _rule(trial).axes)
+    own = readout.visual_axes(out["positions"], readout.rule(trial).axes)
     given = trial.run(dataclasses.replace(trial.inputs, positions=own))
-    yield from _same(trial, given, out, "the model's own ids, handed over, give other logits")
+    yield from readout.same(trial, given, out, "the model's own ids, handed over, give other logits")
 
 
 def axes(trial: Trial) -> Iterator[Evidence]:
@@ -169,7 +169,7 @@ def axes(trial: Trial) -> Iterator[Evidence]:
     Example: a section list in the configuration that the code does not look at.
     """
     out = trial.outcome.values
-    truth = _visual_axes(out["positions"], _rule(trial).axes)
+    truth = readout.visual_axes(out["positions"], readout.rule(trial).axes)
     plain = trial.run(dataclasses.replace(trial.inputs, positions=truth))["logits"]
     visual = (out["token_types"] == 1) | (out["token_types"] == 2)
     for axis in range(len(truth)):
@@ -212,8 +212,10 @@ def cached(trial: Trial) -> Iterator[Evidence]:
 
 def _decoded(trial: Trial, call: ModelCall) -> Iterator[Evidence]:
     out = trial.run(call)
-    axes = _rule(trial).axes
-    got, want = (_from_first(_visual_axes(out[f"{kind}.positions"], axes), out) for kind in ("decoded", "full"))
+    axes = readout.rule(trial).axes
+    got, want = (
+        readout.from_first(readout.visual_axes(out[f"{kind}.positions"], axes), out) for kind in ("decoded", "full")
+    )
     yield from exactly("positions", got, want, "decoding uses other ids than one forward")
     reach = out["full.logits"].abs().amax()
     found = excess(
@@ -224,15 +226,6 @@ def _decoded(trial: Trial, call: ModelCall) -> Iterator[Evidence]:
     )  # fmt: skip
     if found:
         yield found
-
-
-def _from_first(ids: Tensor, out: Outputs) -> Tensor:
-    """Ids counted from each sample's first token, whatever stands before it, and zero at padding."""
-    mask = out["attention_mask"].bool()
-    first = mask.int().argmax(dim=1)
-    start = ids[:1, torch.arange(ids.shape[1]), first][..., None] if ids.shape[1] == len(first) else ids[:1, :, :1]
-    grown = torch.ones(len(mask), ids.shape[-1] - mask.shape[1], dtype=torch.bool)
-    return torch.where(torch.cat([mask, grown], dim=1), ids - start, 0)
 
 
 def stateless(trial: Trial) -> Iterator[Evidence]:
@@ -246,7 +239,7 @@ def stateless(trial: Trial) -> Iterator[Evidence]:
     if not set(options_of(trial.params).modalities) & {"image"}:
         other = ("t3", "t8")
     again = trial.run(dataclasses.replace(trial.inputs, before=other))
-    yield from _same(trial, again, trial.outcome.values, "the call before changed the logits")
+    yield from readout.same(trial, again, trial.outcome.values, "the call before changed the logits")
 
 
 def conserved(trial: Trial) -> Iterator[Evidence]:
@@ -259,92 +252,10 @@ def conserved(trial: Trial) -> Iterator[Evidence]:
     for name in ("mm_token_type_ids", "image_grid_thw", "video_grid_thw"):
         outcome = trial.subject.call(dataclasses.replace(trial.inputs, drop=(name,)))
         if outcome.raised is None and int(outcome.values["dropped"]):
-            for found in _same(trial, outcome.values, trial.outcome.values, f"without {name} the logits are others"):
+            for found in readout.same(
+                trial, outcome.values, trial.outcome.values, f"without {name} the logits are others"
+            ):
                 yield dataclasses.replace(found, where=name)
-
-
-def _position_inputs(out: Outputs, params: Case) -> positions.Inputs:
-    """The batch that the processor made, as inputs of the position rule."""
-    family = options_of(params)
-    rule = RULES[family.rule]
-    empty = torch.zeros(0, 3, dtype=torch.int64)
-    return positions.Inputs(
-        rule=family.rule,
-        spatial_merge=int(out["setting.spatial_merge"]) if "setting.spatial_merge" in out else rule.spatial_merge,
-        ids_per_second=float(out["setting.ids_per_second"]) if "setting.ids_per_second" in out else rule.ids_per_second,
-        temporal_merge=rule.temporal_merge,
-        input_ids=out["input_ids"],
-        token_types=out["token_types"],
-        attention_mask=out["attention_mask"],
-        image_grids=out.get("image_grids", empty),
-        video_grids=out.get("video_grids", empty),
-        seconds_per_grid=out.get("seconds_per_grid", torch.zeros(0)).float(),
-        audio_lengths=_runs(out["token_types"], 3),
-    )
-
-
-def _runs(types: Tensor, kind: int) -> Tensor:
-    """Lengths of the runs of one token type, row after row."""
-    lengths = []
-    for row in types.tolist():
-        count = 0
-        for value in [*row, -1]:
-            if value == kind:
-                count += 1
-            elif count:
-                lengths.append(count)
-                count = 0
-    return torch.tensor(lengths, dtype=torch.int64)
-
-
-def _rule(trial: Trial) -> PositionRule:
-    return RULES[options_of(trial.params).rule]
-
-
-def _visual_axes(ids: Tensor, axes: int) -> Tensor:
-    """Ids [A,B,S] without the text row that some families carry in front; one axis where there is but one."""
-    ids = ids if ids.ndim == 3 else ids[None]
-    return ids[1:] if len(ids) == axes + 1 else ids
-
-
-def _rotate_inputs(out: Outputs, layout: str, pairing: str) -> rotate.Inputs:
-    sections = tuple(int(size) for size in out["rotary.sections"])
-    axes = mrope.lane_axes(layout, sections)
-    ids = _visual_axes(out["positions"], int(axes.max()) + 1)
-    return rotate.Inputs(
-        q=out["site.q"], k=out["site.k"], positions=ids.expand(int(axes.max()) + 1, -1, -1).long(),
-        inv_freq=out["rotary.inv_freq"],
-        axes=axes, layout=layout, sections=sections, pairing=pairing,
-        attention_scaling=float(out["rotary.scaling"]),
-    )  # fmt: skip
-
-
-def _wide(inputs: rotate.Inputs) -> rotate.Inputs:
-    return dataclasses.replace(inputs, q=inputs.q.double(), k=inputs.k.double(), inv_freq=inputs.inv_freq.double())
-
-
-def _narrow(inputs: rotate.Inputs) -> rotate.Inputs:
-    return dataclasses.replace(inputs, q=inputs.q.float(), k=inputs.k.float(), inv_freq=inputs.inv_freq.float())
-
-
-def _same(trial: Trial, got: Outputs, want: Outputs, message: str) -> Iterator[Evidence]:
-    """Logits at real tokens agree, up to what float32 costs this model on this batch."""
-    wide = trial.outcome.values
-    reach = _tokens(wide["logits"], wide).abs().amax()
-
-    def ordinary() -> list[Tensor]:
-        narrow = trial.once("float32", lambda: trial.run(in_float32(trial.inputs)))
-        return [relative(_tokens(difference(narrow["logits"], wide["logits"]), wide), reach)]
-
-    error = difference(_tokens(got["logits"], got), _tokens(want["logits"], want))
-    found = excess("logits", relative(error, reach), floor([], reach, torch.float32), ordinary, message)
-    if found:
-        yield found
-
-
-def _tokens(values: Tensor, out: Outputs) -> Tensor:
-    """Values at real tokens, row after row."""
-    return values[out["attention_mask"].bool()]
 
 
 def _by_rule(_operation: Operation, case: Case) -> str | None:

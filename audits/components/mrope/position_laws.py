@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from assay.audits.components.mrope import batches
 from assay.audits.components.mrope import positions as op
 from assay.audits.components.mrope.positions import NAME, Case, Inputs
-from assay.audits.families import samples
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation
@@ -31,7 +30,7 @@ def resumes(trial: Trial) -> Iterator[Evidence]:
     Example: resuming at start + max(height, width) after a video whose time axis went further.
     """
     ids = trial.outcome.values["positions"]
-    for sample, row in _rows(trial.inputs):
+    for sample, row in batches.rows(trial.inputs):
         own = ids[:, sample, row]
         kinds = trial.inputs.token_types[sample, row]
         top = own.amax(0).cummax(0).values
@@ -54,7 +53,7 @@ def starts(trial: Trial) -> Iterator[Evidence]:
     Example: a still image whose start is multiplied by the ids per second, on the time axis alone.
     """
     ids = trial.outcome.values["positions"]
-    for what, sample, tokens in (*_images(trial), *_videos(trial)):
+    for what, sample, tokens in (*batches.images(trial), *batches.videos(trial)):
         row = trial.inputs.attention_mask[sample].bool().nonzero().flatten()
         before = ids[:3, sample, row[row < tokens[0]]]
         first = before.max() + 1 if before.numel() else ids.new_zeros(())
@@ -76,9 +75,9 @@ def continues(trial: Trial) -> Iterator[Evidence]:
     Example: a delta that counts padding for a model that does not.
     """
     longer = tuple(f"{sample} t1" for sample in trial.params.samples)
-    inputs = _rebuilt(trial, samples=longer)
+    inputs = batches.rebuilt(trial, samples=longer)
     ids = trial.run(inputs)["positions"]
-    last = torch.stack([ids[:, sample, row][:, -1].amax() for sample, row in _rows(inputs)])
+    last = torch.stack([ids[:, sample, row][:, -1].amax() for sample, row in batches.rows(inputs)])
     yield from exactly("next", trial.outcome.values["next"], last, "decoding continues elsewhere than a longer prompt")
 
 
@@ -90,7 +89,9 @@ def padding(trial: Trial) -> Iterator[Evidence]:
     Example: ids counted from the start of the padded row.
     """
     other = "left" if trial.params.padding == "right" else "right"
-    yield from _same_rows(trial, trial.run(_rebuilt(trial, padding=other)), _rebuilt(trial, padding=other))
+    yield from _same_rows(
+        trial, trial.run(batches.rebuilt(trial, padding=other)), batches.rebuilt(trial, padding=other)
+    )
 
 
 def neighbours(trial: Trial) -> Iterator[Evidence]:
@@ -102,8 +103,8 @@ def neighbours(trial: Trial) -> Iterator[Evidence]:
     Example: an image index that restarts with every sample.
     """
     values = trial.outcome.values
-    for sample, row in _rows(trial.inputs):
-        inputs = _rebuilt(trial, samples=(trial.params.samples[sample],), seed=trial.params.seed + sample)
+    for sample, row in batches.rows(trial.inputs):
+        inputs = batches.rebuilt(trial, samples=(trial.params.samples[sample],), seed=trial.params.seed + sample)
         alone = trial.run(inputs)
         ids = alone["positions"][:, 0, inputs.attention_mask[0].bool()]
         message = f"sample {sample} differs from itself alone"
@@ -118,9 +119,9 @@ def order(trial: Trial) -> Iterator[Evidence]:
 
     Example: the first sample's video intervals used for all.
     """
-    inputs = _rebuilt(trial, samples=trial.params.samples[::-1])
+    inputs = batches.rebuilt(trial, samples=trial.params.samples[::-1])
     ids, turned = trial.outcome.values["positions"], trial.run(inputs)["positions"]
-    for sample, row in _rows(trial.inputs):
+    for sample, row in batches.rows(trial.inputs):
         mate = len(trial.params.samples) - 1 - sample
         back = turned[:, mate, inputs.attention_mask[mate].bool()]
         yield from exactly("positions", ids[:, sample, row], back, f"sample {sample} depends on its place in the batch")
@@ -133,10 +134,10 @@ def prefix(trial: Trial) -> Iterator[Evidence]:
 
     Example: all text numbered first, images afterwards.
     """
-    cut = tuple(_without_last(sample) for sample in trial.params.samples)
-    inputs = _rebuilt(trial, samples=cut)
+    cut = tuple(batches.without_last(sample) for sample in trial.params.samples)
+    inputs = batches.rebuilt(trial, samples=cut)
     ids, short = trial.outcome.values["positions"], trial.run(inputs)["positions"]
-    for sample, row in _rows(trial.inputs):
+    for sample, row in batches.rows(trial.inputs):
         kept = inputs.attention_mask[sample].bool()
         length = int(kept.sum())
         yield from exactly(
@@ -153,7 +154,7 @@ def text_only(trial: Trial) -> Iterator[Evidence]:
     Example: text that advances only one axis.
     """
     ids = trial.outcome.values["positions"]
-    for sample, row in _rows(trial.inputs):
+    for sample, row in batches.rows(trial.inputs):
         count = int(row.sum())
         plain = torch.arange(count).expand(len(ids), -1)
         if not bool(trial.inputs.token_types[sample].any()):
@@ -171,7 +172,7 @@ def blocks(trial: Trial) -> Iterator[Evidence]:
     ids = trial.outcome.values["positions"]
     merge = trial.inputs.spatial_merge
     grids = iter(trial.inputs.image_grids.tolist())
-    for (what, sample, tokens), (_, height, width) in zip(_images(trial), grids, strict=True):
+    for (what, sample, tokens), (_, height, width) in zip(batches.images(trial), grids, strict=True):
         block = ids[:3, sample, tokens]
         offset = block - block[:, :1]
         rows, columns = torch.arange(height // merge), torch.arange(width // merge)
@@ -190,7 +191,7 @@ def duration(trial: Trial) -> Iterator[Evidence]:
     """
     ids = trial.outcome.values["positions"]
     rate = trial.inputs.ids_per_second
-    for video, (sample, tokens) in enumerate(_video_runs(trial)):
+    for video, (sample, tokens) in enumerate(batches.video_runs(trial)):
         frames = int(trial.inputs.video_grids[video][0])
         seconds = float(trial.inputs.seconds_per_grid[video]) * (frames - 1)
         time = ids[0, sample, tokens]
@@ -211,12 +212,12 @@ def frame_order(trial: Trial) -> Iterator[Evidence]:
     Example: the interval applied before the frame index, so that every frame gets the same time.
     """
     ids = trial.outcome.values["positions"]
-    for video, (sample, tokens) in enumerate(_video_runs(trial)):
+    for video, (sample, tokens) in enumerate(batches.video_runs(trial)):
         frames, height, width = (int(n) for n in trial.inputs.video_grids[video])
         per_frame = (height // trial.inputs.spatial_merge) * (width // trial.inputs.spatial_merge)
         time = ids[0, sample, tokens].reshape(-1, per_frame)
         step = (time[1:] - time[:-1]).flatten()
-        interval = _interval(trial.inputs, video)
+        interval = batches.interval(trial.inputs, video)
         if step.numel() and (float(step.min()) < math.floor(interval) - SLACK or bool((time != time[:, :1]).any())):
             yield Evidence(
                 where="positions", measured=float(step.min()), limit=math.floor(interval),
@@ -249,7 +250,7 @@ def refuses(trial: Trial) -> Iterator[Evidence]:
 
     Example: a loop that stops reading grids when the tokens run out.
     """
-    for what, spoilt in _spoilt(trial.inputs):
+    for what, spoilt in batches.spoilt(trial.inputs):
         outcome = trial.subject.call(spoilt)
         if outcome.raised is None:
             yield Evidence(
@@ -268,101 +269,18 @@ def touching(trial: Trial) -> Iterator[Evidence]:
     """
     params = dataclasses.replace(trial.params, samples=("t2 i4x6 i4x2 i8x4 t3",), wrap=False)
     inputs = op.build(params, trial.dtype, trial.inputs.input_ids.device)
-    outcome = trial.subject.call(_like(trial, inputs))
+    outcome = trial.subject.call(batches.like(trial, inputs))
     if outcome.raised is None:
-        truth = trial.oracle(_like(trial, inputs)).values["positions"]
+        truth = trial.oracle(batches.like(trial, inputs)).values["positions"]
         yield from exactly("positions", outcome.values["positions"], truth, "adjacent images")
-
-
-def _spoilt(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
-    for name in ("image_grids", "video_grids"):
-        grids: Tensor = getattr(inputs, name)
-        if not len(grids):
-            continue
-        larger = grids.clone()
-        larger[-1, 1] += 2 * inputs.spatial_merge
-        for what, wrong in (
-            ("missing", grids[:-1]),
-            ("surplus", torch.cat([grids, grids[-1:]])),
-            ("too large", larger),
-        ):
-            seconds = inputs.seconds_per_grid
-            if name == "video_grids" and len(wrong) != len(grids):
-                seconds = seconds[: len(wrong)] if len(wrong) < len(grids) else torch.cat([seconds, seconds[-1:]])
-            changes: Any = {name: wrong, "seconds_per_grid": seconds}
-            yield f"{name} {what}", dataclasses.replace(inputs, **changes)
-
-
-def _rebuilt(trial: Trial, **changes: Any) -> Inputs:
-    params = dataclasses.replace(trial.params, **changes)
-    return _like(trial, op.build(params, trial.dtype, trial.inputs.input_ids.device))
-
-
-def _like(trial: Trial, inputs: Inputs) -> Inputs:
-    """A batch built afresh, under the settings of the trial's own."""
-    kept = ("spatial_merge", "ids_per_second", "temporal_merge")
-    return dataclasses.replace(inputs, **{name: getattr(trial.inputs, name) for name in kept})
-
-
-def _rows(inputs: Inputs) -> Iterator[tuple[int, Tensor]]:
-    """Samples that have tokens, each with the mask of its real ones."""
-    for sample, mask in enumerate(inputs.attention_mask.bool()):
-        if bool(mask.any()):
-            yield sample, mask
 
 
 def _same_rows(trial: Trial, other: Any, inputs: Inputs) -> Iterator[Evidence]:
     ids = trial.outcome.values["positions"]
-    for sample, row in _rows(trial.inputs):
+    for sample, row in batches.rows(trial.inputs):
         moved = other["positions"][:, sample, inputs.attention_mask[sample].bool()]
         yield from exactly("positions", ids[:, sample, row], moved, f"sample {sample} depends on the padding side")
     yield from exactly("next", trial.outcome.values["next"], other["next"], "decoding depends on the padding side")
-
-
-def _without_last(text: str) -> str:
-    """The sample less its last segment, or as it is where nothing would be left."""
-    sample = samples.parse(text)
-    left = [item for item in sample.segments[:-1] if item != samples.Text(0)]
-    return str(samples.Sample(tuple(left))) if left else text
-
-
-def _images(trial: Trial) -> Iterator[tuple[str, int, Tensor]]:
-    """The tokens of each image of the batch, in order, with its name and its sample."""
-    inputs, image = trial.inputs, 0
-    for sample, row in _rows(inputs):
-        tokens = ((inputs.token_types[sample] == 1) & row).nonzero().flatten()
-        while len(tokens):
-            _, height, width = (int(n) // inputs.spatial_merge for n in inputs.image_grids[image])
-            yield f"image {image}", sample, tokens[: height * width]
-            tokens, image = tokens[height * width :], image + 1
-
-
-def _videos(trial: Trial) -> Iterator[tuple[str, int, Tensor]]:
-    """The tokens of each video of the batch, in order; of each frame where frames stand by themselves."""
-    if trial.inputs.position_rule.video_time == "frames":
-        return
-    for video, (sample, tokens) in enumerate(_video_runs(trial)):
-        yield f"video {video}", sample, tokens
-
-
-def _video_runs(trial: Trial) -> Iterator[tuple[int, Tensor]]:
-    """The tokens of each video of the batch, in order."""
-    inputs, video = trial.inputs, 0
-    for sample, row in _rows(inputs):
-        tokens = ((inputs.token_types[sample] == 2) & row).nonzero().flatten()
-        while len(tokens):
-            frames, height, width = (int(n) for n in inputs.video_grids[video])
-            merge = inputs.spatial_merge
-            count = max(frames // inputs.temporal_merge, 1) * (height // merge) * (width // merge)
-            yield sample, tokens[:count]
-            tokens, video = tokens[count:], video + 1
-
-
-def _interval(inputs: Inputs, video: int) -> float:
-    rule = inputs.position_rule
-    if rule.video_time == "seconds":
-        return float(inputs.seconds_per_grid[video]) * inputs.ids_per_second
-    return 1.0
 
 
 def _kind(*kinds: str) -> Callable[[Operation, Case], str | None]:

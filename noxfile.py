@@ -60,7 +60,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types strictly (mypy)."""
-    install(session, "mypy")
+    install(session, "mypy", "pytest")
     session.run("mypy", "-p", "assay")
 
 

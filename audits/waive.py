@@ -27,6 +27,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from assay.audits.render.tables import amount, number, operation_of, rounded
+from assay.audits.laws.shared import MACHINE_RULES
 from assay.audits.terms import Check, Finding, Report, Verdict, Waiver
 
 _IDENTITY = ("rule", "candidate", "case", "where", "versions")
@@ -167,4 +168,7 @@ def _follow(check: Check, before: tuple[Finding, ...], after: tuple[Finding, ...
 
 def _belongs(finding: Finding, check: Check) -> bool:
     """A check's own findings, and those of the judge about it (``not-exercised``), which name its law as the place."""
-    return finding.candidate == check.candidate and check.rule in {finding.rule, f"{finding.operation}.{finding.where}"}
+    if finding.candidate != check.candidate:
+        return False
+    about = finding.rule.rpartition(".")[2] in MACHINE_RULES and f"{finding.operation}.{finding.where}" == check.rule
+    return about or finding.rule == check.rule

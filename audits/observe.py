@@ -54,7 +54,7 @@ def observe(
     except BaseException as error:  # noqa: BLE001 - foreign code: whatever it raises is the result
         raised = _raised(error)
     changed.update(settings.restore(state))
-    # An output may be an input that was written to, which is about to be put back.
+    # An output may be an input that was written to, which is about to be put back; or little of much memory.
     values = {name: value.clone() for name, value in values.items()}
     notes = [f"mutates:{name}" for name in memory.changed()] + [f"state:{key}" for key in sorted(changed)]
     return Outcome(values=values, grads=grads, raised=raised, notes=tuple(notes))

@@ -26,8 +26,8 @@ from fnmatch import fnmatchcase
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from assay.audits.render.tables import amount, number, operation_of, rounded
 from assay.audits.laws.shared import MACHINE_RULES
+from assay.audits.render.tables import amount, number, operation_of, rounded
 from assay.audits.terms import Check, Finding, Report, Verdict, Waiver
 
 _IDENTITY = ("rule", "candidate", "case", "where", "versions")

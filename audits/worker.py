@@ -227,22 +227,12 @@ def _sites(implementation: Implementation | None) -> dict[str, int]:
 
 def _reply(connection: socket.socket, outcome: Outcome) -> None:
     try:
-        wire.send(connection, replace(outcome, values=_compact(outcome.values), grads=_compact(outcome.grads)))
+        wire.send(connection, outcome)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - tensor subclasses without memory fail in ways of their own
         raised = Raised("BadReturn", f"{type(error).__name__}: {said(error)}")
         wire.send(connection, Outcome(raised=raised, notes=outcome.notes, sites=outcome.sites, stdout=outcome.stdout))
-
-
-def _compact(outputs: Any) -> dict[str, Any]:
-    """The same tensors, those that show little of much memory in memory of their own."""
-    return {name: x.contiguous().clone() if _wasteful(x) else x for name, x in outputs.items()}
-
-
-def _wasteful(x: Any) -> bool:
-    seen = x.numel() * x.element_size()
-    return bool(x.untyped_storage().nbytes() > max(2 * seen, 1 << 16))
 
 
 def _printed(output: BinaryIO) -> str:

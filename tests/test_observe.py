@@ -291,6 +291,15 @@ def test_same_bits(left: Tensor, right: Tensor, equal: bool) -> None:
     assert same_bits(left, right) is equal
 
 
+def test_an_answer_in_the_memory_of_an_input_stays() -> None:
+    """Though the input is put back as it was."""
+    inputs = made()
+    outcome = observe(lambda x: {"q": x.q.mul_(2)}, inputs)
+    assert outcome.notes == ("mutates:q",)
+    assert torch.equal(outcome.values["q"], made().q * 2)
+    assert torch.equal(inputs.q, made().q)
+
+
 def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """By the observer itself."""
     seen(lambda _: sys.exit(1))

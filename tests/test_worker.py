@@ -220,16 +220,6 @@ def test_a_small_view_of_much_memory_travels_alone(running: Server) -> None:
     assert all(x.untyped_storage().nbytes() < 1 << 16 for x in values.values())
 
 
-def test_outputs_in_one_buffer_stay_in_one(running: Server) -> None:
-    """As views they are what the candidate made."""
-    inputs = OPERATION.build(OPERATION.cases["image"], torch.float32, torch.device("cpu"))
-    with Foreign(running, candidate("packed_views")) as subject:
-        values = subject.call(inputs).values
-    whole = sum(x.nbytes for x in values.values())
-    assert len({x.untyped_storage().data_ptr() for x in values.values()}) == 1
-    assert all(x.untyped_storage().nbytes() == whole for x in values.values())
-
-
 def test_what_shows_only_after_other_calls_says_so(running: Server) -> None:
     """Its command is the whole audit: one case alone would show nothing."""
     options = Options(laws=("parity", "relative"), examples=0)

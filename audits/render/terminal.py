@@ -126,13 +126,13 @@ def _silence(check: Check) -> Text:
 
 
 def _inapplicable(report: Report) -> Iterator[Text]:
-    by: dict[tuple[str, str], int] = {}
+    """One line a rule; where several candidates are excused, one of their reasons: the JSON report has them all."""
+    by: dict[str, list[str]] = {}
     for check in report.checks:
         if tables.status(check) == "inapplicable":
-            key = (check.rule, "; ".join(sorted(check.inapplicable)))
-            by[key] = by.get(key, 0) + 1
+            by.setdefault(check.rule, []).append("; ".join(sorted(check.inapplicable)))
     if by:
         yield Text("\nInapplicable", style="dim")
-    for (rule, reason), candidates in sorted(by.items()):
-        among = f"  ({candidates} candidates)" if candidates > 1 else ""
-        yield Text.assemble("  ", rule, (f"  {reason}{among}", "dim"))
+    for rule, reasons in sorted(by.items()):
+        among = f"  ({len(reasons)} candidates, such as this)" if len(reasons) > 1 else ""
+        yield Text.assemble("  ", rule, (f"  {min(reasons, key=len)}{among}", "dim"))

@@ -24,6 +24,8 @@ __all__ = ["Options", "audit", "merge"]
 
 MAX_DEATHS = 3
 """A candidate that has ended its process so often is asked no more: each new process imports it again."""
+COSTLY = 5
+"""By how much the search of a costly candidate is cut on a CPU. Its named cases are all put to it."""
 TRIES = 2
 """Of how many cases a finding's command is tried, the worst ones first."""
 NOTES = {
@@ -161,7 +163,10 @@ def _hunt(tally: Tally, judged: _Watched, laws: tuple[Law, ...], dtype: str) -> 
             best[repr(params)] = fresh
         return bool(fresh)
 
-    smallest = search(tally.operation, breaks, examples=tally.options.examples, seed=tally.options.seed)
+    examples = tally.options.examples
+    if tally.candidate.costly and tally.options.device == "cpu":
+        examples = -(-examples // COSTLY)
+    smallest = search(tally.operation, breaks, examples=examples, seed=tally.options.seed)
     return best[repr(smallest)] if smallest is not None else []
 
 

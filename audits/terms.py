@@ -149,7 +149,8 @@ class Candidate:
 
     ``target`` is what a worker resolves to an :data:`Implementation`: a JSON-able mapping with a ``kind``
     (``import``, ``fault``, ``factory``) and its fields. ``scope`` are case parameters that this candidate fixes (the
-    rule of its family, its layout). ``trusted`` candidates (ours) run in this process.
+    rule of its family, its layout). ``trusted`` candidates (ours) run in this process. On a CPU, ``costly`` ones get
+    a fifth of the searched cases: a kernel in Triton's interpreter takes milliseconds for each of its programs.
     """
 
     operation: str
@@ -160,6 +161,7 @@ class Candidate:
     version: str = ""
     scope: Mapping[str, Any] = field(default_factory=dict)
     trusted: bool = False
+    costly: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

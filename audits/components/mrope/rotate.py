@@ -300,11 +300,11 @@ CANDIDATES = (
         target={"kind": "import", "ref": "assay.audits.components.mrope.rotate:reference", "operation": NAME},
     ),
     Candidate(
-        operation=NAME, name="kernel", form="assay", origin="assay.kernels.mrope",
+        operation=NAME, name="kernel", form="assay", origin="assay.kernels.mrope", costly=True,
         target={"kind": "import", "ref": "assay.kernels.mrope:rotate", "operation": NAME},
     ),
     Candidate(
-        operation=NAME, name="kernel-from-positions", form="assay-positions", origin="assay.kernels.mrope",
+        operation=NAME, name="kernel-from-positions", form="assay-positions", origin="assay.kernels.mrope", costly=True,
         target={"kind": "import", "ref": "assay.kernels.mrope:rotate_from_positions", "operation": NAME},
     ),
 )  # fmt: skip

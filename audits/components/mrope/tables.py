@@ -123,7 +123,7 @@ CANDIDATES = (
         target={"kind": "import", "ref": "assay.audits.components.mrope.tables:reference", "operation": NAME},
     ),
     Candidate(
-        operation=NAME, name="kernel", form="assay", origin="assay.kernels.mrope",
+        operation=NAME, name="kernel", form="assay", origin="assay.kernels.mrope", costly=True,
         target={"kind": "import", "ref": "assay.kernels.mrope:tables", "operation": NAME},
     ),
 )  # fmt: skip

@@ -158,6 +158,10 @@ def _finding(rule: str, place: int, waiver: Waiver, values: tuple[str, str], mes
     )
 
 
+ENDS = frozenset({"unloadable", "timeout", "device"})
+"""Rules of the judge after which a candidate is not asked again."""
+
+
 def _follow(check: Check, before: tuple[Finding, ...], after: tuple[Finding, ...]) -> Check:
     """A check is as bad as its findings, where they were what made it so."""
     own = [pair for pair in zip(before, after, strict=True) if _belongs(pair[0], check)]
@@ -167,8 +171,14 @@ def _follow(check: Check, before: tuple[Finding, ...], after: tuple[Finding, ...
 
 
 def _belongs(finding: Finding, check: Check) -> bool:
-    """A check's own findings, and those of the judge about it (``not-exercised``), which name its law as the place."""
+    """A check's own findings, and those of the judge about it.
+
+    ``not-exercised`` names its law as the place; what ended the audit of a candidate is why no other law was exercised.
+    """
     if finding.candidate != check.candidate:
         return False
-    about = finding.rule.rpartition(".")[2] in MACHINE_RULES and f"{finding.operation}.{finding.where}" == check.rule
+    law = finding.rule.rpartition(".")[2]
+    if law in ENDS and check.rule.startswith(f"{finding.operation}.") and not check.exercised:
+        return True
+    about = law in MACHINE_RULES and f"{finding.operation}.{finding.where}" == check.rule
     return about or finding.rule == check.rule

@@ -238,3 +238,15 @@ def test_every_error_is_told_at_once(tmp_path: Path) -> None:
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(waivers.WaiverError, match="cannot be read"):
         waivers.load(tmp_path / "none.toml", TODAY)
+
+
+def test_a_waived_end_of_an_audit_covers_the_laws_that_it_kept_from_running() -> None:
+    end = replace(FAR, rule="mrope.rotate.unloadable", verdict=Verdict.UNKNOWN, measured="unloadable", limit="returns")
+    silent = Check(rule="mrope.rotate.norm", candidate=end.candidate, exercised=0, verdict=Verdict.UNKNOWN)
+    report = Report(findings=(end,), checks=(silent,), environment={}, filtered=True)
+    waiver = Waiver(
+        rule=end.rule, candidate=end.candidate, reason="not built", issue="https://x.test/1", until="2026-12-01"
+    )
+    after = waive.apply(report, (waiver,), TODAY)
+    assert [finding.verdict for finding in after.findings] == [Verdict.WAIVED]
+    assert [check.verdict for check in after.checks] == [Verdict.WAIVED]

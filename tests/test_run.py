@@ -427,7 +427,7 @@ def far_off(q, k, cos, sin):
 
 def long_off(q, k, cos, sin):
     a, b = good(q, k, cos, sin)
-    return a, (b * 1.01 if q.shape[2] >= 8 else b)
+    return a, (b * 1.01 if q.shape[2] in (8, 9) else b)
 """
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from assay.audits.laws.limits import difference, excess, floor, relative
-from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Numeric, Outcome, Outputs
 
@@ -73,12 +72,6 @@ def _errors_at(ordinary: Callable[[], list[tuple[list[Pair], list[Pair]]]], posi
 def _both(eager: Pair, exact: Pair) -> Tensor:
     sides = difference(eager.left, exact.left) + difference(eager.right, exact.right)
     return relative(sides, exact.reach.double())
-
-
-def same_bits(pairs: Iterable[Pair]) -> Iterator[Evidence]:
-    """Evidence where two tensors that must be equal in every bit are not."""
-    for pair in pairs:
-        yield from exactly(pair.where, pair.left, pair.right, pair.message)
 
 
 def _error(pair: Pair) -> Tensor:

@@ -6,6 +6,7 @@ Letters: A axes, B samples, S tokens with padding, N images, M videos, K audio c
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -149,10 +150,23 @@ def _given(grids: Tensor) -> Tensor | None:
     return grids if len(grids) else None
 
 
+def _own_rate(inputs: Inputs) -> str | None:
+    """A function called in Hugging Face's way has its rate in its configuration: only that rate can be judged."""
+    own = RULES[inputs.rule].ids_per_second
+    return None if inputs.ids_per_second == own else f"the form cannot be told another rate than {own:g} ids per second"
+
+
+def _timed(function: Callable[..., Any], inputs: Inputs) -> dict[str, Any]:
+    """The interval between frames, for functions that take it: Qwen2-VL's own does not."""
+    parameters = inspect.signature(function).parameters
+    takes = "second_per_grid_ts" in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    return {"second_per_grid_ts": _given(inputs.seconds_per_grid)} if takes else {}
+
+
 def _hf_5_3(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     ids, deltas = function(
         inputs.input_ids, inputs.token_types, _given(inputs.image_grids), _given(inputs.video_grids),
-        second_per_grid_ts=_given(inputs.seconds_per_grid), attention_mask=inputs.attention_mask,
+        attention_mask=inputs.attention_mask, **_timed(function, inputs),
     )  # fmt: skip
     return answer(inputs, ids, deltas, counts_padding=False)
 
@@ -160,7 +174,7 @@ def _hf_5_3(function: Callable[..., Any], inputs: Inputs) -> Outputs:
 def _hf_4_57(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     ids, deltas = function(
         inputs.input_ids, _given(inputs.image_grids), _given(inputs.video_grids),
-        second_per_grid_ts=_given(inputs.seconds_per_grid), attention_mask=inputs.attention_mask,
+        attention_mask=inputs.attention_mask, **_timed(function, inputs),
     )  # fmt: skip
     return answer(inputs, ids, deltas, counts_padding=True)
 
@@ -232,6 +246,13 @@ CASES = {
     "video-then-image": Case(samples=("t1 v8x4x4@1 t2 i4x6 t2",)),
     "slow-video": Case(samples=("t2 v6x4x4@0.37 t2", "t4 v2x2x2@8 i4x4 t1")),  # steps of 5.4 s and of 0.25 s
     "two-videos": Case(samples=("t1 v4x4x4@2 t1 v6x2x4@5 t3",), padding="left"),
+    "long-text": Case(samples=("t300 i4x6 t3", "t2 i6x4 t270")),  # ids beyond 256, which bfloat16 lacks
+    "wide": Case(samples=("t1 i2x160 t2", "t2 i160x2 t1")),  # 80 columns, 80 rows
+    "long-clip": Case(samples=("t2 v48x2x4@2 t3",)),
+    "many": Case(
+        samples=("t1 i2x4 t1 i4x2 t2", "t3", "i2x2 t1", "t2 i6x2 t1 i2x6 t1", "t1 i4x4 t4", "t2 i2x8 t1 i8x4")
+    ),
+    "four-videos": Case(samples=("t1 v2x2x4@1 t1 v4x4x2@5.3 t2", "t1 v4x2x2@8 t1 v2x4x4@0.37 t1")),
     "audio": Case(samples=("t2 a1.4 t3 i4x4 t1", "t5 a0.6")),
     "fractional-interval": Case(samples=("t2 v6x4x6@2.9 t5",), ids_per_second=2.0),  # 1.38 ids a step
 }
@@ -243,13 +264,15 @@ FORMS = (
         "attention_mask) -> ids [3,B,S], deltas that count real tokens",
         parameters=("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask"),
         call=_hf_5_3,
+        accepts=_own_rate,
     ),
     Form(
         name="hf-4.57",
         summary="get_rope_index(input_ids, image_grid_thw, video_grid_thw, second_per_grid_ts, attention_mask) -> "
-        "ids [3,B,S], deltas that count padding too",
+        "ids [3,B,S], deltas that count padding too; the ids of Qwen's vocabulary, <|image_pad|> 151655",
         parameters=("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask"),
         call=_hf_4_57,
+        accepts=_own_rate,
     ),
     Form(
         name="assay",

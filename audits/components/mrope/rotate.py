@@ -59,6 +59,7 @@ class Case:
     attention_scaling: float = 1.0
     base: float = 1e6
     start: int = 0
+    spread: int = 61
     uniform: bool = False
     memory: str = "view"
 
@@ -70,7 +71,7 @@ def build(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
     axes = mrope.lane_axes(case.layout, case.sections)
     q, k = _queries_and_keys(case, 2 * lanes + case.tail, generator)
     shape = (int(axes.max()) + 1, case.batch, case.tokens)
-    positions = case.start + torch.randint(0, 61, shape, generator=generator)
+    positions = case.start + torch.randint(0, case.spread, shape, generator=generator)
     positions = positions[:1].expand(shape) if case.uniform else positions
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     inv_freq = case.base ** -(torch.arange(lanes, dtype=torch.float64) / lanes)
@@ -248,6 +249,11 @@ CASES = {
     "odd-heads": Case(heads=3, kv_heads=1, tokens=5, seed=13),  # no power of two
     "dense": Case(memory="dense", seed=14),
     "packed": Case(memory="packed", seed=15),
+    "long": Case(tokens=37, heads=2, kv_heads=1, batch=1, sections=(1, 2, 3), seed=16),  # more than a tile of tokens
+    "many-heads": Case(tokens=2, heads=40, kv_heads=8, sections=(1, 2, 3), seed=17),  # more than a tile of heads
+    "group-of-eight": Case(tokens=3, batch=3, heads=16, kv_heads=2, sections=(2, 3, 3), seed=18),
+    "d80": Case(tokens=3, heads=4, kv_heads=2, sections=(8, 16, 16), seed=19),  # no power of two
+    "apart": Case(spread=5000, seed=20),  # axes far from each other
 }
 
 FORMS = (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from assay.audits.components.mrope.rotate import NAME, Case, Inputs, row_reach
 from assay.audits.laws.parity import exactly
-from assay.audits.laws.relation import Pair, Run, holds, same_bits
+from assay.audits.laws.relation import Pair, Run, holds
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation, Outputs
 from assay.reference import mrope
@@ -68,12 +68,17 @@ def identity(trial: Trial) -> Iterator[Evidence]:
 
     Example: positions counted from one.
     """
-    inputs: Inputs = dataclasses.replace(
-        trial.inputs, positions=torch.zeros_like(trial.inputs.positions), attention_scaling=1.0
-    )
-    out = trial.run(inputs)
-    for name in ("q", "k"):
-        yield from exactly(name, out[name], getattr(inputs, name), "position zero changed the input")
+
+    def relate(run: Run, still: Inputs) -> Iterable[Pair]:
+        still = dataclasses.replace(still, positions=torch.zeros_like(still.positions), attention_scaling=1.0)
+        out = run(still)
+        for name in ("q", "k"):
+            x = getattr(still, name)
+            yield Pair(
+                where=name, left=out[name], right=x, reach=row_reach(x), message="position zero changed the input"
+            )
+
+    yield from holds(trial, relate)
 
 
 def composition(trial: Trial) -> Iterator[Evidence]:
@@ -269,19 +274,23 @@ def batch(trial: Trial) -> Iterator[Evidence]:
 
     Example: tables computed from the first sample and broadcast over the batch.
     """
-    inputs: Inputs = trial.inputs
-    out = trial.run(inputs)
-    turned = dataclasses.replace(
-        inputs,
-        q=inputs.q.flip(0).flip(1),
-        k=inputs.k.flip(0).flip(1),
-        positions=inputs.positions.flip(1),
-    )
-    back = trial.run(turned)
-    yield from same_bits(
-        Pair(where=name, left=back[name].flip(0).flip(1), right=out[name], reach=out[name], message="order matters")
-        for name in ("q", "k")
-    )
+
+    def relate(run: Run, inputs: Inputs) -> Iterable[Pair]:
+        out = run(inputs)
+        back = run(
+            dataclasses.replace(
+                inputs,
+                q=inputs.q.flip(0).flip(1),
+                k=inputs.k.flip(0).flip(1),
+                positions=inputs.positions.flip(1),
+            )
+        )
+        for name in ("q", "k"):
+            reach = row_reach(getattr(inputs, name)) * inputs.attention_scaling
+            left = back[name].flip(0).flip(1)
+            yield Pair(where=name, left=left, right=out[name], reach=reach, message="order matters")
+
+    yield from holds(trial, relate)
 
 
 def tail(trial: Trial) -> Iterator[Evidence]:

@@ -1,6 +1,7 @@
 """Token streams for position rules: what a processor of each family would write for text, images, videos and audio.
 
-The ids are ours and the same for every family; an adapter translates them to those of a model.
+The ids of text, images and videos are those of Qwen's vocabulary, whatever the family; an adapter translates them to
+those of a model.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from assay.audits.families.samples import Audio, Image, Sample, Text, Video
 from assay.reference.mrope_rules import RULES, PositionRule
 
-PAD, START, END, IMAGE, VIDEO, AUDIO, AUDIO_START, AUDIO_END, VIDEO_START, VIDEO_END = range(10)
+PAD, START, END, IMAGE, VIDEO = 151_643, 151_652, 151_653, 151_655, 151_656
+AUDIO, AUDIO_START, AUDIO_END, VIDEO_START, VIDEO_END = range(151_700, 151_705)
 FIRST_TEXT, LAST_TEXT = 20, 799
 PATCHES_PER_STEP = 2
 """Frames that become one temporal step of the grid (temporal patch size)."""

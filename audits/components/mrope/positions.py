@@ -249,8 +249,8 @@ CASES = {
     "long-text": Case(samples=("t300 i4x6 t3", "t2 i6x4 t270")),  # ids beyond 256, which bfloat16 lacks
     "wide": Case(samples=("t1 i2x160 t2", "t2 i160x2 t1")),  # 80 columns, 80 rows
     "long-clip": Case(samples=("t2 v48x2x4@2 t3",)),
-    "many": Case(
-        samples=("t1 i2x4 t1 i4x2 t2", "t3", "i2x2 t1", "t2 i6x2 t1 i2x6 t1", "t1 i4x4 t4", "t2 i2x8 t1 i8x4")
+    "many": Case(  # more samples and images than anyone would write out by hand
+        samples=("t1 i4x6 t1 i6x4 t2", "t3", "i4x4 t1", "t2 i6x6 t1 i4x8 t1", "t1 i8x4 t4", "t2 i8x6 t1 i4x6")
     ),
     "four-videos": Case(samples=("t1 v2x2x4@1 t1 v4x4x2@5.3 t2", "t1 v4x2x2@8 t1 v2x4x4@0.37 t1")),
     "audio": Case(samples=("t2 a1.4 t3 i4x4 t1", "t5 a0.6")),

@@ -77,10 +77,10 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     time_limit: Limit = 20.0,
     waivers: Waivers = None,
     json: Output = None,  # noqa: ARG001 - read by name below
-    junit: Output = None,  # noqa: ARG001
-    sarif: Output = None,  # noqa: ARG001
-    markdown: Output = None,  # noqa: ARG001
-    html: Output = None,  # noqa: ARG001
+    junit: Output = None,  # noqa: ARG001 - read by name below
+    sarif: Output = None,  # noqa: ARG001 - read by name below
+    markdown: Output = None,  # noqa: ARG001 - read by name below
+    html: Output = None,  # noqa: ARG001 - read by name below
     *,
     quiet: Quiet = False,
 ) -> None:

@@ -73,7 +73,7 @@ def said(thing: object) -> str:
     """A foreign object as text of bounded length that any file can hold, whatever its ``__str__`` does."""
     try:
         return legible(str(thing)[:MAX_TEXT])
-    except Exception:  # noqa: BLE001 - foreign code
+    except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
         return f"<{type(thing).__name__} that cannot be shown>"
 
 

@@ -64,7 +64,7 @@ def _check(number: int, table: Mapping[str, Any], today: dt.date) -> Iterator[st
 
 def _problem(key: str, value: Any, today: dt.date) -> str:
     if key == "worst":
-        number = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - NaN is no number here
         return "" if number else f"expected a number, got {value!r}"
     if key == "until":
         return _problem_of_date(value, today)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from assay.audits.laws import conduct, parity
-from assay.audits.terms import Law, Operation
+from assay.audits.terms import Evidence, Law, Operation
 
 RAISES = """The candidate returns on inputs inside its contract.
 
@@ -39,8 +40,14 @@ def laws(operation: Operation) -> tuple[Law, ...]:
     )
 
 
+def _always(_operation: Operation, _params: object) -> str | None:
+    return None
+
+
 def _law(
-    name: str, check: Callable[..., object], operation: Operation, applies: Callable[..., str | None] | None = None
+    name: str,
+    check: Callable[[Any], Iterable[Evidence]],
+    operation: Operation,
+    applies: Callable[[Operation, Any], str | None] = _always,
 ) -> Law:
-    extra = {"applies": applies} if applies else {}
-    return Law(name=name, operations=(operation.name,), check=check, doc=check.__doc__ or "", **extra)  # type: ignore[arg-type]
+    return Law(name=name, operations=(operation.name,), check=check, doc=check.__doc__ or "", applies=applies)

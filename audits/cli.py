@@ -57,6 +57,9 @@ Waivers = Annotated[Path | None, typer.Option(metavar="FILE", help="Waivers; ./w
 Output = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report in this format.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the last line only.")]
 ReportFile = Annotated[Path, typer.Option("--report", metavar="F", help="The JSON report that has the finding.")]
+Annotate = Annotated[
+    bool, typer.Option("--annotations/--no-annotations", help="In GitHub Actions: annotations and the step summary.")
+]
 Kind = Literal["components", "operations", "laws", "faults", "families"]
 
 
@@ -83,6 +86,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     html: Output = None,  # noqa: ARG001 - read by name below
     *,
     quiet: Quiet = False,
+    annotations: Annotate = True,
 ) -> None:
     """Judge implementations by the laws of their operations."""
     from assay.audits import session
@@ -105,7 +109,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
         found = session.conduct(request, options, progress)
     report = session.excused(found, excuses)
     session.write(report, paths)
-    _tell(report, quiet=quiet)
+    _tell(report, quiet=quiet, annotations=annotations)
     raise typer.Exit(EXIT[report.verdict])
 
 
@@ -130,7 +134,8 @@ def explain(rule: Annotated[str, typer.Argument(help="A rule, law, fault, operat
 
 @app.command()
 def repro(
-    finding: Annotated[str, typer.Argument(help="Its fingerprint, the start of it, or its rule.")], report: ReportFile
+    finding: Annotated[str, typer.Argument(help="Its fingerprint, the start of it, or its rule.")],
+    report: ReportFile = Path("report.json"),
 ) -> None:
     """Run one finding of a report again."""
     import tempfile
@@ -141,7 +146,8 @@ def repro(
     typer.echo(f"$ {wanted.repro}")
     with tempfile.TemporaryDirectory(prefix="assay-") as folder:
         written = Path(folder) / "report.json"
-        status = app(["audit", *again.arguments(wanted), "--json", str(written), "--quiet"], standalone_mode=False)
+        narrowed = [*again.arguments(wanted), "--json", str(written), "--quiet", "--no-annotations"]
+        status = app(["audit", *narrowed], standalone_mode=False)
         if not written.is_file():
             raise typer.Exit(int(status))
         said, verdict = again.outcome(wanted, _load(written))
@@ -199,7 +205,7 @@ def _progress(*, quiet: bool) -> AbstractContextManager[Progress]:
     return bar()
 
 
-def _tell(report: Report, *, quiet: bool) -> None:
+def _tell(report: Report, *, quiet: bool, annotations: bool) -> None:
     from rich.console import Console
 
     from assay.audits.render import github, terminal
@@ -209,7 +215,7 @@ def _tell(report: Report, *, quiet: bool) -> None:
         terminal.conclude(report, console)
     else:
         terminal.show(report, console)
-    if github.active(os.environ):
+    if annotations and github.active(os.environ):
         typer.echo(github.commands(report), nl=False)
         github.summarise(report, os.environ)
 

@@ -11,12 +11,6 @@ from assay.audits.terms import Component, Exact, Fault, Law, Numeric, Operation,
 from assay.audits.usage import BadUsage
 
 DOORS = {
-    "patch.never-ran": """A patch changed a site, and the site ran.
-
-Why: a patch that assigns an attribute which nothing reads changes nothing, and says nothing: the model trains with
-the code that was to be replaced. Such a patch is UNKNOWN, for none of its code was judged.
-
-Example: a rotary function assigned into a module whose model calls another one since the library moved it.""",
     "waiver.expired": """A waiver's date has not passed.
 
 Why: an accepted finding is a debt with a date. When the date has passed somebody must look again: mend what the
@@ -24,7 +18,7 @@ waiver covers, or renew it with a reason.""",
     "waiver.stale": """A waiver still matches something.
 
 Why: a waiver for what has been mended accepts the next break of the same law in silence. It is stale when checks of
-its rule and candidate were exercised and none of their findings matched; a filtered run cannot tell.""",
+its rule and candidate were exercised and none of their findings matched; a narrowed run cannot tell.""",
 }
 """Pages of the rules that come neither from a law nor from the judge."""
 
@@ -38,7 +32,9 @@ def page(name: str) -> str:
             return "\n\n".join(_told_once(found))
     close = difflib.get_close_matches(name, list(pages), n=5, cutoff=0.4)
     tail = f"; did you mean {', '.join(close)}?" if close else ""
-    message = f"no rule, law, fault, operation or component named {name!r}{tail} `assay list` shows what there is"
+    message = (
+        f"no rule, law, fault, operation or component named {name!r}{tail or ';'} `assay list` shows what there is"
+    )
     raise BadUsage(message)
 
 
@@ -156,4 +152,4 @@ def _fault_rows() -> Iterable[Row]:
 
 
 def _family_rows() -> Iterable[Row]:
-    return sorted(registry.families().items())
+    return sorted((name, what.removeprefix(f"{name}: ")) for name, what in registry.families().items())

@@ -135,7 +135,7 @@ def test_a_crash_is_told_in_a_line_after_its_traceback(house: House, capsys: pyt
         (["audit", "--lawless"], "--lawless"),
         (["list", "lawes"], "'lawes' is not one of"),
         (["repro", "abc", "--report", "none.json"], "none.json: cannot be read"),
-        (["repro", "abc"], "--report"),
+        (["repro", "abc"], "report.json"),
         (["gate", "none.json", "none.json"], "none.json: cannot be read"),
         (["judge"], "judge"),
     ],
@@ -197,7 +197,7 @@ def test_quiet_prints_one_line(house: House, capsys: pytest.CaptureFixture[str])
     house.answer = _with(FAR)
     cli.run(["audit", "--quiet"])
     out, err = capsys.readouterr()
-    assert out == "FAIL  1 failed, 0 unknown, 0 waived; 1 checks: 1 exercised, 0 inapplicable\n"
+    assert out == "FAIL  1 failed, 0 unknown, 0 waived; 1 check: 1 exercised, 0 inapplicable\n"
     assert err == ""
 
 

@@ -89,11 +89,11 @@ def test_an_unexercised_check_is_not_shown_as_passed() -> None:
     assert f"| mrope.rotate.norm | {CANDIDATE} | UNKNOWN | 0 |" in text
 
 
-def test_a_filtered_run_says_so() -> None:
+def test_a_narrowed_run_says_so() -> None:
     filtered = replace(REPORT, filtered=True)
     for render in (terminal.render, markdown.render, html.render):
-        assert "(filtered run)" in render(filtered)
-        assert "(filtered run)" not in render(REPORT)
+        assert "(narrowed" in render(filtered)
+        assert "(narrowed" not in render(REPORT)
 
 
 NASTY = "[/red] <script>alert(1)</script> | `x` \x1b[31m\x00 \n% ::error:: **b**"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from assay.audits.render import tables
-from assay.audits.terms import Finding, Report, Verdict
+from assay.audits.terms import Report, Verdict
 
 MARKS = {Verdict.PASS: "✅", Verdict.WAIVED: "🔵", Verdict.UNKNOWN: "❔", Verdict.FAIL: "❌"}
 
@@ -18,11 +18,11 @@ def render(report: Report) -> str:
 def _lines(report: Report) -> Iterator[str]:
     yield f"## {MARKS[report.verdict]} assay: {report.verdict.name}"
     yield ""
-    yield tables.counts_line(report) + (" (filtered run)" if report.filtered else "")
+    yield tables.counts_line(report)
     yield ""
     yield from _overview(report)
-    for finding in tables.worst_first(report.findings):
-        yield from _finding(finding)
+    for broken in tables.broken(report.findings):
+        yield from _finding(broken)
     yield from _unsettled(report)
     yield from _environment(report)
 
@@ -38,7 +38,8 @@ def _overview(report: Report) -> Iterator[str]:
     yield ""
 
 
-def _finding(finding: Finding) -> Iterator[str]:
+def _finding(broken: tables.Broken) -> Iterator[str]:
+    finding = broken.finding
     opened = " open" if finding.verdict is Verdict.FAIL else ""
     heading = f"{MARKS[finding.verdict]} <b>{_text(finding.rule)}</b> {_text(finding.candidate)}"
     yield f"<details{opened}><summary>{heading}</summary>"
@@ -48,6 +49,8 @@ def _finding(finding: Finding) -> Iterator[str]:
     yield f"* where: {_code(tables.place(finding))}"
     yield f"* case: {_code(tables.circumstances(finding))}"
     yield f"* measured: {_code(tables.amount(finding.measured))}, limit {_code(tables.amount(finding.limit))}"
+    if broken.more:
+        yield f"* also: {_code(broken.others)}"
     if finding.waiver:
         yield f"* waiver: {_prose(finding.waiver)}"
     yield ""

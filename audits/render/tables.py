@@ -95,9 +95,11 @@ def counts_line(report: Report) -> str:
     """The counts in one sentence."""
     found = counts(report)
     findings = f"{found['failed']} failed, {found['unknown']} unknown, {found['waived']} waived"
-    checks = f"{found['checked']} checks: {found['exercised']} exercised, {found['inapplicable']} inapplicable"
+    plural = "" if found["checked"] == 1 else "s"
+    checks = f"{found['checked']} check{plural}: {found['exercised']} exercised, {found['inapplicable']} inapplicable"
     rest = found["checked"] - found["exercised"] - found["inapplicable"]
-    return f"{findings}; {checks}" + (f", {rest} not exercised" if rest else "")
+    narrowed = " (narrowed: not everything was asked for)" if report.filtered else ""
+    return f"{findings}; {checks}" + (f", {rest} not exercised" if rest else "") + narrowed
 
 
 def reasons(check: Check) -> str:
@@ -168,3 +170,39 @@ def _group(report: Report, operation: str, candidate: str) -> Group:
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Findings with the worst verdicts in front."""
     return sorted(findings, key=lambda finding: (-finding.verdict, *finding_key(finding)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """One law broken by one candidate: the finding that shows it best, and the same in other dtypes and places."""
+
+    finding: Finding
+    more: tuple[Finding, ...]
+
+    @property
+    def others(self) -> str:
+        """The other findings in one line; empty where there are none."""
+        told = [f"{place(f)} {f.dtype} {amount(f.measured)}".replace("  ", " ") for f in self.more[:SHOWN]]
+        rest = len(self.more) - len(told)
+        return ", ".join(told) + (f" and {rest} more" if rest else "")
+
+
+SHOWN = 3
+"""How many further findings of one law are named in the outputs for people; the JSON report has them all."""
+
+
+def broken(findings: Iterable[Finding]) -> list[Broken]:
+    """Findings by verdict, candidate and rule: the worst verdicts first, in each the furthest beyond its limit."""
+    by: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in worst_first(findings):
+        by.setdefault((finding.verdict.name, finding.candidate, finding.rule, finding.waiver), []).append(finding)
+    gathered = [sorted(group, key=_excess, reverse=True) for group in by.values()]
+    return [Broken(finding=group[0], more=tuple(group[1:])) for group in gathered]
+
+
+def _excess(finding: Finding) -> float:
+    """How many times its limit a finding measured; a number that is not finite is beyond all."""
+    measured, limit = number(finding.measured), number(finding.limit)
+    if measured is None or limit is None:
+        return 0.0
+    return measured / limit if math.isfinite(measured) and limit else math.inf

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from assay.audits.render import tables
-from assay.audits.terms import Check, Finding, Report, Verdict
+from assay.audits.terms import Check, Report, Verdict
 
 STYLES = {Verdict.PASS: "green", Verdict.WAIVED: "cyan", Verdict.UNKNOWN: "yellow", Verdict.FAIL: "bold red"}
 
@@ -46,8 +46,7 @@ def show(report: Report, console: Console) -> None:
 def conclude(report: Report, console: Console) -> None:
     """Print the last line: the verdict and the counts."""
     empty = "; nothing was audited" if not report.checks else ""
-    scope = " (filtered run)" if report.filtered else ""
-    line = Text.assemble(_verdict(report.verdict), f"  {tables.counts_line(report)}{empty}{scope}")
+    line = Text.assemble(_verdict(report.verdict), f"  {tables.counts_line(report)}{empty}")
     console.print(line, soft_wrap=True)
 
 
@@ -60,10 +59,10 @@ def findings(report: Report, *, width: int = 100) -> str:
 
 
 def _show_findings(report: Report, console: Console) -> None:
-    for finding in tables.worst_first(report.findings):
-        console.print(_finding(finding))
+    for broken in tables.broken(report.findings):
+        console.print(_finding(broken))
         # Not wrapped: a command that is copied must stay one line.
-        console.print(Text(f"  $ {finding.repro}", style="blue"), soft_wrap=True)
+        console.print(Text(f"  $ {broken.finding.repro}", style="blue"), soft_wrap=True)
 
 
 def _overview(report: Report) -> RenderableType:
@@ -90,23 +89,27 @@ def _verdict(verdict: Verdict) -> Text:
     return Text(verdict.name, style=STYLES[verdict])
 
 
-def _finding(finding: Finding) -> RenderableType:
+def _finding(broken: tables.Broken) -> RenderableType:
+    finding = broken.finding
     title = Text.assemble("\n", (finding.verdict.name, STYLES[finding.verdict]), "  ", (finding.rule, "bold"))
     title.append(f"  {finding.candidate}", style="dim")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _rows(finding):
+    for name, value in _rows(broken):
         table.add_row(name, Text(value))
     return Group(
         title, Padding(Text(finding.message), (0, 0, 0, 2), expand=False), Padding(table, (0, 0, 0, 2), expand=False)
     )
 
 
-def _rows(finding: Finding) -> Iterator[tuple[str, str]]:
+def _rows(broken: tables.Broken) -> Iterator[tuple[str, str]]:
+    finding = broken.finding
     yield "where", tables.place(finding)
     yield "case", tables.circumstances(finding)
     yield "measured", f"{tables.amount(finding.measured)}, limit {tables.amount(finding.limit)}"
+    if broken.more:
+        yield "also", broken.others
     if finding.waiver:
         yield "waiver", finding.waiver
 

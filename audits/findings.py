@@ -10,6 +10,7 @@ from typing import Any
 
 from assay.audits.laws.shared import MACHINE_RULES
 from assay.audits.options import Options
+from assay.audits.render import tables
 from assay.audits.terms import Candidate, Evidence, Finding, Operation
 
 DEFAULT = Options()
@@ -41,6 +42,7 @@ class Broke:
 def finding(operation: Operation, candidate: Candidate, broke: Broke, cases_broken: int, options: Options) -> Finding:
     """The finding that a piece of evidence amounts to."""
     evidence, rule = broke.evidence, f"{operation.name}.{broke.rule}"
+    digits = tables.digits(evidence.measured, evidence.limit)
     return Finding(
         rule=rule,
         candidate=candidate.name,
@@ -48,8 +50,8 @@ def finding(operation: Operation, candidate: Candidate, broke: Broke, cases_brok
         case=broke.case,
         dtype=broke.dtype,
         where=evidence.where,
-        measured=rounded(evidence.measured),
-        limit=rounded(evidence.limit),
+        measured=rounded(evidence.measured, digits),
+        limit=rounded(evidence.limit, digits),
         message=evidence.message,
         repro=repro(operation, candidate, broke, options),
         fingerprint=fingerprint(rule, candidate.name, broke.dtype, evidence.where),
@@ -59,11 +61,11 @@ def finding(operation: Operation, candidate: Candidate, broke: Broke, cases_brok
     )
 
 
-def rounded(number: float | str) -> float | str:
-    """A number to three significant digits; text as it is."""
+def rounded(number: float | str, digits: int = tables.DIGITS) -> float | str:
+    """A number to some significant digits, by its name where it is not finite; text as it is."""
     if isinstance(number, str) or not math.isfinite(number):
         return number if isinstance(number, str) else str(number)
-    return float(f"{number:.3g}")
+    return tables.rounded(number, digits)
 
 
 def fingerprint(*parts: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from assay.audits import settings
-from assay.audits.terms import Implementation, Outcome, Outputs, Raised
+from assay.audits.terms import Implementation, Outcome, Outputs, Raised, Tape
 
 MAX_TEXT = 2000
 MAX_BYTES = 1 << 30
@@ -23,16 +24,24 @@ class BadReturn(TypeError):
     """The implementation returned something that is not a mapping of names to ordinary tensors."""
 
 
+MODES: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
+    "grad": torch.enable_grad,
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+}
+"""What each mode of a :class:`Tape` is entered with."""
+
+
 def observe(
-    implementation: Implementation, inputs: Any, upstream: Outputs | None = None, differentiable: tuple[str, ...] = ()
-) -> Outcome:
-    """Call ``implementation(inputs)``; with ``upstream``, also differentiate the outputs it names.
+    implementation: Implementation, inputs: Any, upstream: Outputs | None = None, differentiable: tuple[str, ...] = (),
+    tape: Tape | None = None,
+) -> Outcome:  # fmt: skip
+    """Call ``implementation(inputs)``; with ``upstream``, also differentiate the outputs it names, as ``tape`` says.
 
     ``inputs`` is a frozen record; those of its fields named in ``differentiable`` get gradients. Nothing that the
     implementation raises escapes, except KeyboardInterrupt. Inputs and settings that it changed are put back.
     """
-    gradients = {f"grad:{name}": grad for name, grad in (upstream or {}).items()}
-    memory = _Memory.of({**dict(tensors(inputs)), **gradients})
+    memory = _Memory.of(_given(inputs, upstream, tape))
     state = settings.read()
     changed: set[str] = set()
 
@@ -48,16 +57,26 @@ def observe(
     grads: Outputs = {}
     raised = None
     try:
-        values, grads = evaluate(watched, inputs, upstream, differentiable)
+        values, grads = evaluate(watched, inputs, upstream, differentiable, tape)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - foreign code: whatever it raises is the result
         raised = _raised(error)
     changed.update(settings.restore(state))
-    # An output may be an input that was written to, which is about to be put back; or little of much memory.
-    values = {name: value.clone() for name, value in values.items()}
+    # An answer may be an input that was written to, which is about to be put back; or little of much memory.
+    values, grads = ({name: found.clone() for name, found in part.items()} for part in (values, grads))
     notes = [f"mutates:{name}" for name in memory.changed()] + [f"state:{key}" for key in sorted(changed)]
     return Outcome(values=values, grads=grads, raised=raised, notes=tuple(notes))
+
+
+def _given(inputs: Any, upstream: Outputs | None, tape: Tape | None) -> Outputs:
+    """All tensors that a call is given, by the names that a finding gives them."""
+    between = tensors(tape.between) if tape and tape.between is not None else ()
+    return {
+        **dict(tensors(inputs)),
+        **{f"grad:{name}": grad for name, grad in (upstream or {}).items()},
+        **{f"between:{name}": tensor for name, tensor in between},
+    }
 
 
 def _raised(error: BaseException) -> Raised:
@@ -83,28 +102,44 @@ def legible(text: str) -> str:
 
 
 def evaluate(
-    implementation: Implementation, inputs: Any, upstream: Outputs | None, differentiable: tuple[str, ...]
-) -> tuple[Outputs, Outputs]:
+    implementation: Implementation, inputs: Any, upstream: Outputs | None, differentiable: tuple[str, ...],
+    tape: Tape | None = None,
+) -> tuple[Outputs, Outputs]:  # fmt: skip
     """Outputs and gradients of one call, unguarded: what it raises passes through."""
     if upstream is None:
         with torch.no_grad():
             return _plain(_tensors_only(implementation(inputs))), {}
-    leaves = {name: getattr(inputs, name).detach().requires_grad_() for name in differentiable}
-    with torch.enable_grad():
+    tape = tape or Tape()
+    names = differentiable if tape.requiring is None else tape.requiring
+    leaves = _leaves(inputs, names)
+    with MODES[tape.mode]():
         values = _tensors_only(implementation(dataclasses.replace(inputs, **leaves)))
-        heads = [(values[name], grad) for name, grad in upstream.items() if name in values]
-        # What has another shape has no such gradient: its absence is found, beside the shape.
-        live = [(value, grad.to(value.dtype)) for value, grad in heads if value.requires_grad and _fits(value, grad)]
-        found: tuple[Tensor | None, ...] = (None,) * len(leaves)
-        if live:
-            found = torch.autograd.grad(
-                [value for value, _ in live],
-                list(leaves.values()),
-                [grad for _, grad in live],
-                allow_unused=True,
-            )
-    grads = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
+        if tape.between is not None:
+            # Named, so that its graph lives until the backward pass is over, as that of another micro-batch does.
+            _other = implementation(dataclasses.replace(tape.between, **_leaves(tape.between, names)))
+        grads = _differentiated(values, leaves, upstream, tape.walks)
     return _plain(values), _plain(grads, "the gradient of ")
+
+
+def _leaves(inputs: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: getattr(inputs, name).detach().requires_grad_() for name in names}
+
+
+def _differentiated(values: Outputs, leaves: dict[str, Tensor], upstream: Outputs, walks: int) -> dict[str, Tensor]:
+    """Gradients of the leaves, walking back ``walks`` times; the last ones."""
+    heads = [(values[name], grad) for name, grad in upstream.items() if name in values]
+    # What has another shape has no such gradient: its absence is found, beside the shape.
+    live = [(value, grad.to(value.dtype)) for value, grad in heads if value.requires_grad and _fits(value, grad)]
+    found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+    for walk in range(walks if live else 0):
+        found = torch.autograd.grad(
+            [value for value, _ in live],
+            list(leaves.values()),
+            [grad for _, grad in live],
+            retain_graph=walk + 1 < walks,
+            allow_unused=True,
+        )
+    return {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
 
 
 def _fits(value: Tensor, grad: Tensor) -> bool:

@@ -125,6 +125,7 @@ def _count_class(site: str, kind: type, model: nn.Module, meter: Meter) -> Itera
         return [meter.watch(site, module).remove for module in model.modules() if isinstance(module, kind)]
     made = kind.__dict__.get("__init__")
     try:
+        # Replacing a class's constructor is what is meant here: every object made of it counts.
         kind.__init__ = meter.wrap(site, kind.__init__)  # type: ignore[method-assign]
     except TypeError:
         return []

@@ -90,7 +90,7 @@ class Auditor:
 
         for f in tables.worst_first(report.findings):
             told = f"{f.verdict.name} {f.candidate}: {tables.place(f)}, {tables.circumstances(f)}: measured "
-            told += f"{tables.amount(f.measured)}, limit {tables.amount(f.limit)}"
+            told += tables.compared(f)
             self.request.node.user_properties.append((f"{PROPERTY}{f.rule}", told))
 
 

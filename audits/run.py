@@ -18,7 +18,7 @@ from assay.audits.search import search
 from assay.audits.server import Server
 from assay.audits.subject import Foreign, InProcess, subject
 from assay.audits.tally import Tally, absent, merge, report
-from assay.audits.terms import Candidate, Evidence, Law, Level, Operation, Outcome, Outputs, Report, Verdict
+from assay.audits.terms import Candidate, Evidence, Law, Level, Operation, Outcome, Outputs, Report, Tape, Verdict
 
 __all__ = ["Options", "audit", "merge"]
 
@@ -52,9 +52,9 @@ class _Watched:
         """Whether the candidate has ended its process too often."""
         return isinstance(self.subject, Foreign) and self.subject.deaths >= MAX_DEATHS
 
-    def call(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
+    def call(self, inputs: Any, upstream: Outputs | None = None, tape: Tape | None = None) -> Outcome:
         """Run once."""
-        outcome = self.subject.call(inputs, upstream)
+        outcome = self.subject.call(inputs, upstream, tape)
         self.notes |= dict.fromkeys(outcome.notes)
         return outcome
 

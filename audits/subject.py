@@ -11,7 +11,7 @@ from typing import Any, Self
 from assay.audits import resolve, wire
 from assay.audits.observe import MAX_TEXT, observe
 from assay.audits.server import START_SECONDS, Child, Server
-from assay.audits.terms import Candidate, Implementation, Level, Outcome, Outputs, Raised
+from assay.audits.terms import Candidate, Implementation, Level, Outcome, Outputs, Raised, Tape
 
 __all__ = ["Foreign", "InProcess", "Server", "subject"]
 
@@ -24,9 +24,9 @@ class InProcess:
     differentiable: tuple[str, ...] = ()
     level: Level = "function"
 
-    def call(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
+    def call(self, inputs: Any, upstream: Outputs | None = None, tape: Tape | None = None) -> Outcome:
         """Run once."""
-        return observe(self.implementation, inputs, upstream, self.differentiable)
+        return observe(self.implementation, inputs, upstream, self.differentiable, tape)
 
 
 @dataclass
@@ -42,13 +42,16 @@ class Foreign:
     deaths: int = 0
     _child: Child | None = field(default=None, repr=False)
 
-    def call(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
+    def call(self, inputs: Any, upstream: Outputs | None = None, tape: Tape | None = None) -> Outcome:
         """Run once. A hang ends as ``timeout``, a death as ``exit`` or ``signal``."""
         if self._child is None:
             loaded = self._load()
             if loaded.raised:
                 return loaded
-        request = {"op": "call", "inputs": inputs, "upstream": upstream, "differentiable": list(self.differentiable)}
+        request = {
+            "op": "call", "inputs": inputs, "upstream": upstream, "differentiable": list(self.differentiable),
+            "tape": tape,
+        }  # fmt: skip
         return self._ask(request, self.seconds)
 
     def _load(self) -> Outcome:

@@ -48,6 +48,21 @@ class Outcome:
     stdout: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tape:
+    """What autograd records of a call, and how the record is walked back, where that is not the ordinary way.
+
+    ``requiring`` are the differentiable inputs that require a gradient (None: all). ``mode`` is that of the forward
+    pass: ``grad``, ``no_grad`` or ``inference``. ``between`` is an inputs record that the same implementation is run
+    on between the forward and the backward pass. The backward pass is made ``walks`` times; the last gradients count.
+    """
+
+    requiring: tuple[str, ...] | None = None
+    mode: Literal["grad", "no_grad", "inference"] = "grad"
+    between: Any = None
+    walks: int = 1
+
+
 class Subject(Protocol):
     """All that a law may see of what is under audit."""
 
@@ -55,8 +70,11 @@ class Subject(Protocol):
     def level(self) -> Level:
         """Function, family or pipeline."""
 
-    def call(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
-        """Run once. With ``upstream`` gradients for named outputs, also return gradients of the inputs."""
+    def call(self, inputs: Any, upstream: Outputs | None = None, tape: Tape | None = None) -> Outcome:
+        """Run once. With ``upstream`` gradients for named outputs, also return gradients of the inputs.
+
+        What has no upstream gradient is not differentiated. ``tape`` has no meaning without ``upstream``.
+        """
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,10 @@ def _answer(connection: socket.socket, paths: list[str], output: BinaryIO) -> No
         else:
             assert implementation is not None
             _correct_interpreter()
-            outcome = observe(implementation, request["inputs"], request["upstream"], tuple(request["differentiable"]))
+            outcome = observe(
+                implementation, request["inputs"], request["upstream"], tuple(request["differentiable"]),
+                request["tape"],
+            )  # fmt: skip
             outcome = _doubted(outcome, request["inputs"])
         _reply(connection, replace(outcome, sites=_sites(implementation), stdout=_printed(output)))
 

@@ -129,6 +129,7 @@ class _RotateInPlace(torch.autograd.Function):
 
 def rotate_inplace(x: Tensor, first: Tensor, second: Tensor, axes: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
     """Rotate x where it is, under autograd; `settings` are the last five arguments of `rotate_inplace_op`."""
+    # torch leaves `Function.apply` without types.
     rotated: Tensor = _RotateInPlace.apply(x, first, second, axes, settings)  # type: ignore[no-untyped-call]
     return rotated
 

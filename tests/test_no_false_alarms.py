@@ -79,6 +79,13 @@ def from_float64_tables(inputs: Heads) -> Outputs:
     return _each(inputs, _turn(_tables(dataclasses.replace(inputs, inv_freq=inputs.inv_freq.double())), inputs.q.dtype))
 
 
+def with_a_sine_by_vectors(inputs: Heads) -> Outputs:
+    """Sines of which all in a row are one bit smaller where one angle of the row is large, as compilers' are."""
+    large = (_angles(inputs).abs() > 30).any(-1, keepdim=True)
+    tables = (torch.where(large, torch.nextafter(table, torch.zeros(())), table) for table in _tables(inputs))
+    return _each(inputs, _turn((next(tables), next(tables)), inputs.q.dtype))
+
+
 def in_float64(inputs: Heads) -> Outputs:
     """Everything in float64, cast back at the end."""
     wide = dataclasses.replace(inputs, inv_freq=inputs.inv_freq.double(), q=inputs.q.double(), k=inputs.k.double())
@@ -174,7 +181,7 @@ def _each(inputs: Heads, turned: Lanes) -> Outputs:
 
 ROTATIONS = (
     by_complex_numbers, by_matrices, by_full_width_tables, with_one_rounding, in_another_order, from_float64_tables,
-    in_float64, from_even_exponents, dense_first,
+    with_a_sine_by_vectors, in_float64, from_even_exponents, dense_first,
 )  # fmt: skip
 RIGHT = [
     *(("mrope.rotate", form.__name__) for form in ROTATIONS),

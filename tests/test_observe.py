@@ -115,6 +115,7 @@ def test_a_changed_upstream_gradient_is_named() -> None:
     outcome = observe(lambda x: {"q": InPlace.apply(x.q)}, made(), upstream, ("q",))
     assert outcome.notes == ("mutates:grad:q",)
     assert torch.equal(upstream["q"], torch.ones(2, 4))
+    assert torch.equal(outcome.grads["q"], torch.full((2, 4), 2.0)), "right, though where it does not belong"
 
 
 CHANGES: dict[str, Callable[[], object]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from assay.audits.render import schema
+from assay.audits.render import schema, tables
 from assay.audits.render.example import FAR, REPORT
 from assay.audits.terms import Report, Verdict
 
@@ -41,6 +41,15 @@ def test_order_does_not_matter() -> None:
 def test_numbers_have_three_digits_and_always_are_json(measured: float | str, written: float | str) -> None:
     told = json.loads(schema.dump(replace(REPORT, findings=(replace(FAR, measured=measured),))))
     assert told["findings"][0]["measured"] == written
+
+
+def test_numbers_that_three_digits_do_not_tell_apart_stay_as_they_are() -> None:
+    near = replace(REPORT, findings=(replace(FAR, measured=0.012346, limit=0.012343),))
+    told = json.loads(schema.dump(near))["findings"][0]
+    assert (told["measured"], told["limit"]) == (0.012346, 0.012343)
+    assert tables.compared(schema.canonical(near).findings[0]) == "0.012346, limit 0.012343"
+    assert tables.compared(replace(FAR, measured=0.0123456, limit=0.0124)) == "0.0123, limit 0.0124"
+    assert tables.compared(replace(FAR, measured=math.inf, limit=math.inf)) == "inf, limit inf"
 
 
 def test_the_report_fits_its_published_schema() -> None:

@@ -14,7 +14,8 @@ def nondeterministic(trial: Trial) -> Iterator[Evidence]:
     """The same inputs give the same answer, also after another call.
 
     Why: state kept between calls (a cache keyed by too little, a buffer reused, a delta of the previous batch) makes
-    a model depend on what it saw before; a race gives another answer each time.
+    a model depend on what it saw before; a race gives another answer each time. Values, shapes, strides and alignment
+    are the same at both calls, so arithmetic alone gives the same bits.
 
     Example: a table cache keyed by sequence length alone returns the positions of the previous batch.
     """
@@ -34,10 +35,11 @@ def nondeterministic(trial: Trial) -> Iterator[Evidence]:
 
 
 def mutates(trial: Trial) -> Iterator[Evidence]:
-    """The inputs are as they were after the call.
+    """The inputs, and the gradients handed to the backward, are as they were after the call.
 
     Why: an argument changed in place is a wrong value for whoever reads it next, and a wrong gradient wherever
-    autograd saved it; under activation checkpointing the change is applied twice.
+    autograd saved it; under activation checkpointing the change is applied twice. A gradient may belong to several
+    branches of a graph at once.
 
     Example: a rotation that writes into q, which the projection's backward still needs.
     """

@@ -19,7 +19,7 @@ def parity(trial: Trial) -> Iterator[Evidence]:
     masks, labels, positions) must agree bit for bit; numeric ones may err twice as much as the ordinary form in the
     same dtype, by the worst element, over all elements, and by the worst row.
 
-    Example: a kernel that rounds cos and sin to bfloat16 twice errs three times as much as the ordinary form.
+    Example: a kernel that rounds cos and sin to bfloat16 for float32 queries, which the ordinary form does not.
     """
     values, truth = trial.outcome.values, trial.truth.values
     for name in trial.operation.outputs:
@@ -48,9 +48,10 @@ def gradients(trial: Trial) -> Iterator[Evidence]:
 
 
 def returns(trial: Trial) -> Iterator[Evidence]:
-    """The outputs have the declared names, shapes, dtype and device.
+    """The outputs have the declared names, shapes and dtype, and are where the inputs are.
 
-    Why: a result in another dtype is promoted or truncated by whatever comes next, in silence.
+    Why: a result in another dtype is promoted or truncated by whatever comes next, in silence; one on another device
+    is copied there and back for each layer, or stops the training run.
 
     Example: a rotation that returns float32 for bfloat16 inputs doubles the memory of the attention that follows.
     """
@@ -63,7 +64,11 @@ def returns(trial: Trial) -> Iterator[Evidence]:
         dtype = trial.dtype if wanted.is_floating_point() and trial.dtype.is_floating_point else wanted.dtype
         if wanted.dtype == torch.float64 and isinstance(trial.operation.expect, Exact):
             dtype = value.dtype if value.dtype in {torch.float32, torch.float64} else dtype
-        for what, got, want in (("shape", tuple(value.shape), tuple(wanted.shape)), ("dtype", value.dtype, dtype)):
+        for what, got, want in (
+            ("shape", tuple(value.shape), tuple(wanted.shape)),
+            ("dtype", value.dtype, dtype),
+            ("device", value.device.type, trial.device.type),
+        ):
             if got != want:
                 yield Evidence(where=name, measured=f"{what} {got}", limit=f"{what} {want}", message=f"wrong {what}")
 
@@ -88,33 +93,35 @@ def exactly(where: str, got: Tensor, truth: Tensor, message: str = "differs from
 
 
 def _numerically(trial: Trial, where: str, got: Tensor, truth: Tensor) -> Iterator[Evidence]:
-    expect = trial.operation.expect
-    assert isinstance(expect, Numeric)
-
-    def ordinary() -> Iterator[Tensor]:
-        yield _relative_error(trial, where, truth, trial.inputs)
-        yield from (_relative_error(trial, where, None, other) for other in expect.draws(trial.inputs))
-
-    reach = _reach(trial, trial.inputs, where)
+    scale = reach(trial, trial.inputs, where)
     found = excess(
         where,
-        relative(difference(got, truth), reach),
-        floor([truth], reach, trial.dtype),
-        ordinary,
+        relative(difference(got, truth), scale),
+        floor([truth], scale, trial.dtype),
+        lambda: ordinary_errors(trial, where, truth),
         "differs from the float64 reference",
     )
     if found:
         yield found
 
 
+def ordinary_errors(trial: Trial, where: str, truth: Tensor) -> Iterator[Tensor]:
+    """The ordinary form's relative errors in an output or gradient, on the case itself and on draws of its kind."""
+    expect = trial.operation.expect
+    assert isinstance(expect, Numeric)
+    yield _relative_error(trial, where, truth, trial.inputs)
+    yield from (_relative_error(trial, where, None, other) for other in expect.draws(trial.inputs))
+
+
 def _relative_error(trial: Trial, where: str, truth: Tensor | None, inputs: object) -> Tensor:
     upstream = trial.upstream if trial.operation.differentiable else None
     eager = pick(trial.eager(inputs, upstream), where)
     truth = pick(trial.oracle(inputs, upstream), where) if truth is None else truth
-    return relative(difference(eager, truth), _reach(trial, inputs, where))
+    return relative(difference(eager, truth), reach(trial, inputs, where))
 
 
-def _reach(trial: Trial, inputs: object, where: str) -> Tensor:
+def reach(trial: Trial, inputs: object, where: str) -> Tensor:
+    """What the errors of an output or gradient are relative to, in float64."""
     expect = trial.operation.expect
     assert isinstance(expect, Numeric)
     upstream = trial.upstream if trial.operation.differentiable else None

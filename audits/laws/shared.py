@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from assay.audits.laws import conduct, parity
+from assay.audits.laws import autograd, conduct, parity
 from assay.audits.terms import Evidence, Law, Operation
 
 RAISES = """The candidate returns on inputs inside its contract.
@@ -29,7 +29,7 @@ MACHINE_RULES = {
 
 
 def laws(operation: Operation) -> tuple[Law, ...]:
-    """The shared laws, for one operation."""
+    """The shared laws, for one operation; those of differentiation only where there is something to differentiate."""
     return (
         _law("returns", parity.returns, operation, parity.has_oracle),
         _law("parity", parity.parity, operation, parity.has_oracle),
@@ -37,6 +37,18 @@ def laws(operation: Operation) -> tuple[Law, ...]:
         _law("nondeterministic", conduct.nondeterministic, operation),
         _law("mutates", conduct.mutates, operation),
         _law("leaks", conduct.leaks, operation),
+        *(_differentiation(operation) if operation.differentiable else ()),
+    )
+
+
+def _differentiation(operation: Operation) -> tuple[Law, ...]:
+    return (
+        _law("upstream", autograd.upstream, operation),
+        _law("unused", autograd.unused, operation, autograd.several_outputs),
+        _law("frozen", autograd.frozen, operation, autograd.several_inputs),
+        _law("interleaved", autograd.interleaved, operation, autograd.seeded),
+        _law("retained", autograd.retained, operation),
+        _law("modes", autograd.modes, operation),
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.audits.observe import evaluate
-from assay.audits.terms import Exact, Implementation, Numeric, Operation, Outcome, Outputs, Subject
+from assay.audits.observe import evaluate, tensors
+from assay.audits.terms import Exact, Implementation, Numeric, Operation, Outcome, Outputs, Subject, Tape
 
 
 class Broken(Exception):
@@ -51,9 +51,9 @@ class Trial:
         """Whether some call of this trial went through arithmetic that the machine cannot do."""
         return "unverified" in self._memo
 
-    def call(self, inputs: Any, upstream: Outputs | None = None) -> Outcome:
-        """Run the candidate on related inputs."""
-        outcome = self.subject.call(inputs, upstream)
+    def call(self, inputs: Any, upstream: Outputs | None = None, tape: Tape | None = None) -> Outcome:
+        """Run the candidate on related inputs, or on the same ones recorded in another way."""
+        outcome = self.subject.call(inputs, upstream, tape)
         if outcome.raised:
             raise Broken(outcome, inputs)
         return outcome
@@ -73,13 +73,24 @@ class Trial:
         return self.oracle(self.inputs, self.upstream if self.operation.differentiable else None)
 
     @functools.cached_property
+    def other(self) -> Any:
+        """Inputs of the case with another seed, for cases that have one: other values, in sizes that are parameters."""
+        params = dataclasses.replace(self.params, seed=self.params.seed + 1)
+        return self.operation.build(params, self.dtype, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are: that of the first tensor among them."""
+        return next((tensor.device for _, tensor in tensors(self.inputs)), torch.device("cpu"))
+
+    @functools.cached_property
     def upstream(self) -> Outputs:
         """Gradients for the outputs: different for each element, of both signs, never one."""
         shapes = {name: value.shape for name, value in self.oracle(self.inputs).values.items()}
         generator = torch.Generator().manual_seed(self.seed + 7919)
         return {
             name: (torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5 + 0.25).to(
-                device=_device(self.inputs), dtype=self.dtype
+                device=self.device, dtype=self.dtype
             )
             for name, shape in shapes.items()
         }
@@ -118,11 +129,3 @@ def _wide(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _wide(item) for key, item in value.items()}
     return value
-
-
-def _device(record: Any) -> torch.device:
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, Tensor):
-            return value.device
-    return torch.device("cpu")

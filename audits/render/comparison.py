@@ -42,5 +42,5 @@ def _named(finding: Finding) -> str:
 
 
 def _told(finding: Finding) -> str:
-    limit = f"measured {tables.amount(finding.measured)}, limit {tables.amount(finding.limit)}"
+    limit = f"measured {tables.compared(finding)}"
     return f"{_named(finding)}: {finding.message}; {limit}\n  `{finding.repro}`"

@@ -52,7 +52,7 @@ def _annotation(finding: Finding) -> str:
 def _lines(finding: Finding) -> Iterator[str]:
     yield finding.message
     yield f"{tables.place(finding)}, {tables.circumstances(finding)}"
-    yield f"measured {tables.amount(finding.measured)}, limit {tables.amount(finding.limit)}"
+    yield f"measured {tables.compared(finding)}"
     if finding.waiver:
         yield finding.waiver
     yield finding.repro

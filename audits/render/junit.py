@@ -65,7 +65,7 @@ def _told(finding: Finding) -> str:
         f"{finding.verdict.name} {finding.rule}: {finding.message}",
         f"where: {tables.place(finding)}",
         f"case: {tables.circumstances(finding)}",
-        f"measured: {tables.amount(finding.measured)}, limit {tables.amount(finding.limit)}",
+        f"measured: {tables.compared(finding)}",
         *([f"waiver: {finding.waiver}"] if finding.waiver else []),
         f"again: {finding.repro}",
     ]

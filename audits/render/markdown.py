@@ -48,7 +48,7 @@ def _finding(broken: tables.Broken) -> Iterator[str]:
     yield ""
     yield f"* where: {_code(tables.place(finding))}"
     yield f"* case: {_code(tables.circumstances(finding))}"
-    yield f"* measured: {_code(tables.amount(finding.measured))}, limit {_code(tables.amount(finding.limit))}"
+    yield "* measured: {}, limit {}".format(*map(_code, tables.amounts(finding)))
     if broken.more:
         yield f"* also: {_code(broken.others)}"
     if finding.waiver:

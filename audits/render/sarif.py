@@ -66,7 +66,7 @@ def _result(finding: Finding, rule_index: int) -> dict[str, Any]:
 
 
 def _message(finding: Finding) -> str:
-    measured = f"measured {tables.amount(finding.measured)}, limit {tables.amount(finding.limit)}"
+    measured = f"measured {tables.compared(finding)}"
     where = f"{tables.place(finding)}, {tables.circumstances(finding)}"
     return f"{finding.candidate}: {finding.message}. {where}: {measured}. Again: {finding.repro}"
 

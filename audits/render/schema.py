@@ -95,9 +95,9 @@ class ReportModel(_Model):
 
 
 def canonical(report: Report) -> Report:
-    """The same report as it is written: sorted, numbers at three significant digits."""
+    """The same report as it is written: sorted, numbers at three significant digits where that tells them apart."""
     report = tables.legible(report)
-    findings = (replace(f, measured=_round(f.measured), limit=_round(f.limit)) for f in report.findings)
+    findings = (_rounded(finding) for finding in report.findings)
     return replace(
         report,
         findings=tuple(sorted(findings, key=tables.finding_key)),
@@ -105,6 +105,12 @@ def canonical(report: Report) -> Report:
         environment=dict(sorted(report.environment.items())),
         request=dict(sorted(report.request.items())),
     )
+
+
+def _rounded(finding: Finding) -> Finding:
+    if tables.digits(finding.measured, finding.limit) > tables.DIGITS:
+        return finding  # rounding makes them one number
+    return replace(finding, measured=_round(finding.measured), limit=_round(finding.limit))
 
 
 def _round(value: float | str) -> float | str:

@@ -17,16 +17,37 @@ _ILLEGIBLE = re.compile("[^\t\n\u0020-\u007e\u00a0-\u2027\u202f-\u2065\u2070-\ud
 _Item = TypeVar("_Item", Finding, Check)
 DIGITS = 3
 """Significant digits of a reported number: more would differ from machine to machine."""
+EXACT = 17
+"""Significant digits that tell any two numbers apart."""
 
 
-def rounded(number: float) -> float:
-    """A number at three significant digits."""
-    return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else number
+def rounded(number: float, digits: int = DIGITS) -> float:
+    """A number at three significant digits, or at more."""
+    return float(f"{number:.{digits}g}") if math.isfinite(number) else number
+
+
+def digits(measured: float | str, limit: float | str) -> int:
+    """How many significant digits tell two different numbers apart, and no fewer than ordinary ones have."""
+    if isinstance(measured, str) or isinstance(limit, str) or measured == limit:
+        return DIGITS
+    return next((n for n in range(DIGITS, EXACT) if f"{measured:.{n}g}" != f"{limit:.{n}g}"), EXACT)
 
 
 def amount(value: float | str) -> str:
     """A measured value or a limit in words: three significant digits, or the text itself."""
     return value if isinstance(value, str) else f"{value:.{DIGITS}g}"
+
+
+def amounts(finding: Finding) -> tuple[str, str]:
+    """What was measured and its limit in words: as they are where three significant digits do not tell them apart."""
+    alike = digits(finding.measured, finding.limit) > DIGITS
+    measured, limit = (repr(value) if alike else amount(value) for value in (finding.measured, finding.limit))
+    return measured, limit
+
+
+def compared(finding: Finding) -> str:
+    """What was measured beside its limit."""
+    return ", limit ".join(amounts(finding))
 
 
 def legible(report: Report) -> Report:

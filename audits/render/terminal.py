@@ -107,7 +107,7 @@ def _rows(broken: tables.Broken) -> Iterator[tuple[str, str]]:
     finding = broken.finding
     yield "where", tables.place(finding)
     yield "case", tables.circumstances(finding)
-    yield "measured", f"{tables.amount(finding.measured)}, limit {tables.amount(finding.limit)}"
+    yield "measured", tables.compared(finding)
     if broken.more:
         yield "also", broken.others
     if finding.waiver:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
 
 from assay.audits.terms import Operation
 
@@ -28,19 +31,52 @@ def text(operation: Operation, params: Any, scope: Mapping[str, Any]) -> str:
 
 
 def parse(operation: Operation, case: str) -> Any:
-    """The parameters that :func:`text` wrote. :class:`BadCase` names what is possible."""
+    """The parameters that :func:`text` wrote. :class:`BadCase` names the fields that are wrong, and what is possible.
+
+    Types are those of the fields' annotations, to the letter: no text for a number, no fraction for a whole one.
+    """
     if case in operation.cases:
         return operation.cases[case]
     if not case.startswith("{"):
         message = f"{operation.name} has no case {case!r}; it has: {', '.join(operation.cases)}; or give JSON fields"
         raise BadCase(message)
     try:
-        fields = json.loads(case)
-        return operation.params(**{key: _frozen(value) for key, value in fields.items()})
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
-        message = f"case {case!r} does not fit {operation.params.__name__}: {error}"
-        raise BadCase(message) from error
+        _known(operation.params, json.loads(case))
+        return TypeAdapter(operation.params).validate_json(case, strict=True)
+    except ValidationError as error:
+        raise BadCase(_misfit(operation, case, map(_problem, error.errors()))) from error
+    except ValueError as error:
+        raise BadCase(_misfit(operation, case, [str(error)])) from error
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def built(operation: Operation, case: str, scope: Mapping[str, Any], dtype: str) -> None:
+    """Build a case that was given as JSON, for a candidate that fixes ``scope``; :class:`BadCase` where it cannot be.
+
+    What types do not tell is found out here: sections that a layout cannot place, an image that does not merge.
+    """
+    if case in operation.cases:
+        return
+    params = dataclasses.replace(parse(operation, case), **scope)
+    try:
+        if operation.supports(params) is None:
+            operation.build(params, getattr(torch, dtype), torch.device("cpu"))
+    except Exception as error:
+        raise BadCase(_misfit(operation, case, [str(error) or type(error).__name__])) from error
+
+
+def _known(params: type[Any], fields: Mapping[str, Any]) -> None:
+    names = [field.name for field in dataclasses.fields(params)]
+    strange = [name for name in fields if name not in names]
+    if strange:
+        message = f"no field {', '.join(map(repr, strange))}; there are: {', '.join(names)}"
+        raise ValueError(message)
+
+
+def _misfit(operation: Operation, case: str, problems: Iterable[str]) -> str:
+    return f"case {case!r} does not fit {operation.params.__name__} of {operation.name}: {'; '.join(problems)}"
+
+
+def _problem(error: Any) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{''.join(parts).lstrip('.')}: {message[:1].lower()}{message[1:]}, got {error['input']!r}"

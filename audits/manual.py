@@ -99,6 +99,7 @@ def _operation(operation: Operation) -> str:
         list(operation.cases),
         "Laws",
         [f"{law.name}  {law.summary}" for law in registry.laws(operation.name)],
+        *(part for title, lines in operation.manual().items() for part in (title, list(lines))),
     )
 
 

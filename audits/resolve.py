@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from assay.audits import registry
-from assay.audits.terms import Form, Implementation
+from assay.audits.terms import Form, Implementation, Inexpressible, Outputs
 
 
 def implementation(target: Mapping[str, Any], form: str = "") -> Implementation:
@@ -32,7 +31,14 @@ def implementation(target: Mapping[str, Any], form: str = "") -> Implementation:
 
 
 def _through(form: Form, function: Any) -> Implementation:
-    return functools.partial(form.call, function)
+    """The function behind its form, which is asked about every call: laws make others than those of the cases."""
+
+    def call(inputs: Any) -> Outputs:
+        if reason := form.accepts(inputs):
+            raise Inexpressible(reason)
+        return form.call(function, inputs)
+
+    return call
 
 
 def imported(ref: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from assay.audits import cases, registry
 from assay.audits.findings import Broke
 from assay.audits.laws.trial import Broken, Trial
-from assay.audits.mishap import checker_failed, ended, misfit
+from assay.audits.mishap import checker_failed, ended, inexpressible, misfit
 from assay.audits.options import Options
 from assay.audits.search import search
 from assay.audits.server import Server
@@ -219,6 +219,10 @@ def _put(tally: Tally, law: Law, trial: Trial, judged: _Watched) -> Iterable[tup
         found = [(law.name, item) for item in law.check(trial)]
         tally.exercised[law.name] += 1
     except Broken as broken:
+        if reason := inexpressible(broken.outcome):
+            tally.attempted[law.name] -= 1
+            tally.excuse(law.name, reason)
+            return _seen_beside(tally, law, judged)
         found = [ended(broken.outcome)]
         tally.gone = judged.gone or found[0][0] in {"timeout", "unloadable"}
     except Exception as error:  # noqa: BLE001 - a failing checker must not pass or stop the audit

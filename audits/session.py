@@ -82,7 +82,9 @@ def planned(request: Request, options: Options, describe: Describe | None = None
     operations = {operation.name: operation for operation, _ in pairs}
     fits = {name: _fit(operation, options) for name, operation in operations.items()}
     _refuse_unused(operations, fits, options)
-    return [(operation, candidate, fit) for operation, candidate in pairs if (fit := fits[operation.name])]
+    work = [(operation, candidate, fit) for operation, candidate in pairs if (fit := fits[operation.name])]
+    _refuse_unbuilt(work)
+    return work
 
 
 def _fit(operation: Operation, options: Options) -> Options | None:
@@ -133,6 +135,17 @@ def _refuse_unused(operations: Mapping[str, Operation], fits: Mapping[str, Optio
     if not any(fits.values()):
         message = f"--law, --case and --dtype together leave nothing of {among}"
         raise BadUsage(message)
+
+
+def _refuse_unbuilt(work: list[Work]) -> None:
+    """BadUsage for a case given as JSON that cannot be built: a misfit that is asked for is no fault of the checker."""
+    for operation, candidate, fit in work:
+        for case in fit.cases:
+            try:
+                cases.built(operation, case, candidate.scope, (fit.dtypes or operation.dtypes)[0])
+            except cases.BadCase as error:
+                message = f"--case: {error}"
+                raise BadUsage(message) from error
 
 
 def _asked(request: Request, options: Options) -> Mapping[str, Any]:

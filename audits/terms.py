@@ -104,6 +104,13 @@ class Relations:
     """Many answers are right: laws alone judge."""
 
 
+class Inexpressible(Exception):
+    """Raised where a call form, or the function behind it, cannot be given the inputs; the message says why not.
+
+    A law that needs such a call says nothing about the candidate.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Form:
     """A call form: adapts a foreign signature to an operation's inputs record.
@@ -126,7 +133,8 @@ class Operation:
     ``params`` is the frozen, JSON-able record that describes a case; ``build`` makes the inputs record from it for a
     dtype and device, from its own generator; ``supports`` says why a case lies outside the operation's domain, or
     returns None. ``differentiable`` names the inputs that receive gradients. ``dtypes`` are audited unless others are
-    asked for; ``further_dtypes`` only then.
+    asked for; ``further_dtypes`` only then. ``manual`` gives further parts of the operation's manual page, each a title
+    with its lines.
     """
 
     name: str
@@ -143,6 +151,7 @@ class Operation:
     further_dtypes: tuple[str, ...] = ()
     supports: Callable[[Any], str | None] = lambda _params: None
     level: Level = "function"
+    manual: Callable[[], Mapping[str, tuple[str, ...]]] = dict
 
     @property
     def component(self) -> str:
@@ -167,8 +176,9 @@ class Candidate:
 
     ``target`` is what a worker resolves to an :data:`Implementation`: a JSON-able mapping with a ``kind``
     (``import``, ``fault``, ``factory``) and its fields. ``scope`` are case parameters that this candidate fixes (the
-    rule of its family, its layout). ``trusted`` candidates (ours) run in this process. On a CPU, ``costly`` ones get
-    a fifth of the searched cases: a kernel in Triton's interpreter takes milliseconds for each of its programs.
+    rule of its family, its layout); ``judged_as`` is the family that a function takes them from, if it was asked to be
+    judged by one. ``trusted`` candidates (ours) run in this process. On a CPU, ``costly`` ones get a fifth of the
+    searched cases: a kernel in Triton's interpreter takes milliseconds for each of its programs.
     """
 
     operation: str
@@ -178,6 +188,7 @@ class Candidate:
     origin: str = ""
     version: str = ""
     scope: Mapping[str, Any] = field(default_factory=dict)
+    judged_as: str = ""
     trusted: bool = False
     costly: bool = False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from assay.audits.components.mrope.rotate import full_tables, reference
 from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Outputs, Verdict
 from assay.reference import mrope
+from assay.reference.mrope_rules import PositionRule
 
 EXAMPLES = 60
 MANY = int(os.environ.get("ASSAY_EXAMPLES", "0"))
@@ -151,6 +153,116 @@ def _cells(inputs: Batch, grid: list[int], seconds: float | np.float32) -> list[
     return found
 
 
+def index_by_types(
+    input_ids: Tensor,
+    mm_token_type_ids: Tensor,
+    image_grid_thw: Tensor | None = None,
+    video_grid_thw: Tensor | None = None,
+    second_per_grid_ts: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Hugging Face's signature from release 5.3 on, in numpy; the rate and the merge size are those of its model."""
+    mask = np.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.numpy().astype(bool)
+    blocks = {1: _blocks(image_grid_thw, None), 2: _blocks(video_grid_thw, second_per_grid_ts)}
+    ids, deltas = np.zeros((3, *mask.shape), np.int64), []
+    for row, real in enumerate(mask):
+        ids[:, row, real] = own = _numbered(mm_token_type_ids[row].numpy()[real], blocks)
+        deltas.append(own.max(initial=-1) + 1 - real.sum())
+    if any(blocks.values()):
+        raise ValueError("grids are left over")
+    return torch.from_numpy(ids), torch.tensor(deltas)[:, None]
+
+
+def index_by_markers(
+    input_ids: Tensor,
+    image_grid_thw: Tensor | None = None,
+    video_grid_thw: Tensor | None = None,
+    second_per_grid_ts: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Hugging Face's signature up to release 4.57: a block is what stands behind a marker; deltas count padding."""
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    blocks = {151_655: _blocks(image_grid_thw, None), 151_656: _blocks(video_grid_thw, second_per_grid_ts)}
+    ids, deltas = torch.zeros(3, *input_ids.shape, dtype=torch.int64), []
+    for row, real in enumerate(mask.bool()):
+        tokens, parts, at, top = input_ids[row, real].tolist(), [], 0, -1
+        while at < len(tokens):
+            here, marked = tokens[at], at > 0 and tokens[at - 1] == 151_652
+            block = torch.from_numpy(blocks[here].pop(0)) if marked and here in blocks else torch.zeros(3, 1).long()
+            stop = at + block.shape[1]
+            if (here in blocks and not marked) or tokens[at:stop] != [here] * (stop - at):
+                raise ValueError(f"row {row}: placeholders and grids do not fit")
+            parts.append(block + top + 1)
+            at, top = stop, int(parts[-1].max())
+        ids[:, row, real] = torch.cat(parts, dim=1)
+        deltas.append(top + 1 - len(real))
+    if any(blocks.values()):
+        raise ValueError("grids are left over")
+    return ids, torch.tensor(deltas)
+
+
+def positions_by_rule(
+    rule: PositionRule,
+    token_types: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    image_grids: Tensor | None = None,
+    video_grids: Tensor | None = None,
+    seconds_per_grid: Tensor | None = None,
+    audio_lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The project's own signature, for rules that count seconds: recursion from block to block, in plain lists."""
+    if audio_lengths is not None or (video_grids is not None and len(video_grids) and seconds_per_grid is None):
+        raise ValueError("audio_lengths, seconds_per_grid: expected videos with their seconds")
+    mask = torch.ones_like(token_types) if attention_mask is None else attention_mask
+    blocks = {
+        1: _blocks(image_grids, None, rule.spatial_merge),
+        2: _blocks(video_grids, seconds_per_grid, rule.spatial_merge, rule.ids_per_second),
+    }
+    rows = [_placed(types[real.bool()].tolist(), blocks, 0) for types, real in zip(token_types, mask, strict=True)]
+    if any(blocks.values()):
+        raise ValueError("grids are left over")
+    ids = torch.full((3, *token_types.shape), -7)
+    for row, cells in enumerate(rows):
+        ids[:, row, mask[row].bool()] = torch.tensor(cells, dtype=torch.int64).reshape(-1, 3).T
+    tops = [max((max(cell) for cell in cells), default=-1) for cells in rows]
+    return ids, torch.tensor(tops)[:, None] + 1 - mask.sum(-1, keepdim=True)
+
+
+def _placed(kinds: list[int], blocks: dict[int, list[Any]], start: int) -> list[list[int]]:
+    if not kinds:
+        return []
+    cells = blocks[kinds[0]].pop(0).T.tolist() if kinds[0] else [[0, 0, 0]]
+    if kinds[: len(cells)] != [kinds[0]] * len(cells):
+        raise ValueError("grids and tokens do not fit")
+    here = [[start + offset for offset in cell] for cell in cells]
+    return here + _placed(kinds[len(cells) :], blocks, max(map(max, here)) + 1)
+
+
+def _blocks(grids: Tensor | None, seconds: Tensor | None, merge: int = 2, rate: float = 4.0) -> list[Any]:
+    """Offsets [3,n] of the tokens of each grid; a second a frame where nothing is said."""
+    found = []
+    for place, (frames, height, width) in enumerate([] if grids is None else grids.tolist()):
+        step = np.float32(1.0 if seconds is None else seconds[place]) * np.float32(rate)
+        times = (np.arange(frames, dtype=np.float32) * step).astype(np.int64)
+        axes = np.meshgrid(times, np.arange(height // merge), np.arange(width // merge), indexing="ij")
+        found.append(np.stack(axes).reshape(3, -1))
+    return found
+
+
+def _numbered(kinds: Any, blocks: dict[int, list[Any]]) -> Any:
+    """Ids [3,n] of a row of token types."""
+    parts, at, top = [np.zeros((3, 0), np.int64)], 0, -1
+    while at < len(kinds):
+        block = blocks[kinds[at]].pop(0) if kinds[at] else np.zeros((3, 1), np.int64)
+        size = block.shape[1]
+        if (kinds[at : at + size] != kinds[at]).any() or at + size > len(kinds):
+            raise ValueError("grids and tokens do not fit")
+        parts.append(block + top + 1)
+        at, top = at + size, parts[-1].max()
+    return np.concatenate(parts, axis=1)
+
+
 def _angles(inputs: Heads) -> Tensor:
     return inputs.positions[inputs.axes].permute(1, 2, 0) * inputs.inv_freq
 
@@ -183,9 +295,12 @@ ROTATIONS = (
     by_complex_numbers, by_matrices, by_full_width_tables, with_one_rounding, in_another_order, from_float64_tables,
     with_a_sine_by_vectors, in_float64, from_even_exponents, dense_first,
 )  # fmt: skip
+CALLED = {"index_by_types": "hf-5.3", "index_by_markers": "hf-4.57", "positions_by_rule": "assay"}
+"""Functions with a signature of somebody else's, and the call form of each."""
 RIGHT = [
     *(("mrope.rotate", form.__name__) for form in ROTATIONS),
     ("mrope.positions", "in_loops"),
+    *(("mrope.positions", form) for form in CALLED),
 ]
 
 
@@ -194,11 +309,16 @@ def _passes(operation: str, form: str, options: Options) -> None:
         candidate = next(item for item in registry.candidates(operation) if item.name == form)
     else:
         target = {"kind": "import", "ref": f"{__name__}:{form}", "operation": operation}
-        candidate = Candidate(operation=operation, name=form, target=target, trusted=True)
+        called = CALLED.get(form, "")
+        candidate = Candidate(operation=operation, name=form, form=called, target=target, trusted=True)
     report = audit(registry.operation(operation), candidate, options)
     found = [(item.rule, item.case, item.dtype, item.where, item.measured, item.limit) for item in report.findings]
     assert found == []
     assert report.verdict == Verdict.PASS
+
+
+def test_there_is_a_right_function_for_each_call_form_of_positions() -> None:
+    assert set(CALLED.values()) == {form.name for form in registry.operation("mrope.positions").forms}
 
 
 @pytest.mark.parametrize(("operation", "form"), RIGHT)

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assay.audits import cases, findings, registry
+from assay.audits import cases, findings, registry, resolve
 from assay.audits.findings import Broke
 from assay.audits.laws import shared
 from assay.audits.laws.trial import Trial
@@ -372,6 +372,22 @@ def test_unloadable_candidates_of_ours_are_unknown(house: dict[str, Any], monkey
     monkeypatch.setattr("assay.audits.resolve.implementation", lacks)
     report = judge(house, oracle)
     assert (report.verdict, [f.rule for f in report.findings]) == (UNKNOWN, ["toy.scale.unloadable"])
+
+
+def test_what_a_call_form_cannot_express_is_inapplicable(house: dict[str, Any]) -> None:
+    """In a call that a law makes, as in that of the case: a law that cannot ask has not been exercised."""
+
+    def wider(trial: Trial) -> Iterator[Evidence]:
+        trial.run(replace(trial.inputs, scale=99.0))
+        yield Evidence(where="y", measured=1.0, limit=0.0, message="it was asked")
+
+    form = replace(OPERATION.forms[0], accepts=lambda inputs: "no such scale" if inputs.scale == 99.0 else None)
+    run = resolve._through(form, lambda x, scale: x * scale)
+    house["laws"] = (*shared.laws(OPERATION), law(wider))
+    report = judge(house, run, Options(examples=0))
+    assert report.verdict == PASS
+    check = next(check for check in report.checks if check.rule == "toy.scale.wider")
+    assert (check.exercised, set(check.inapplicable)) == (0, {"no such scale"})
 
 
 @pytest.mark.parametrize("options", [Options(laws=("nothing",)), Options(cases=("nothing",))])

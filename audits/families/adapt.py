@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.families import discovery, sites
-from assay.audits.terms import Family, Implementation, Outputs
+from assay.audits.terms import Family, Implementation, Inexpressible, Outputs
 
 TEXT_OFFSET = 10_000
 """Where our text ids are moved to, clear of every special id of a tiny model."""
@@ -57,11 +57,14 @@ class Positions:
             raise LookupError("; ".join(resolved.missing) or f"{family.name} has no position ids of its own")
         self._function, self._owner = resolved.positions, resolved.positions_owner
         self._parameters = frozenset(inspect.signature(resolved.positions).parameters)
+        self._by_markers = "vision_start_token" in _source(resolved.positions)
 
     def __call__(self, inputs: Any) -> Outputs:
         """Ids and the id with which decoding continues."""
-        from assay.audits.components.mrope.positions import answer
+        from assay.audits.components.mrope.positions import answer, unmarked
 
+        if self._by_markers and (reason := unmarked(inputs)):
+            raise Inexpressible(reason)
         configure(self._model.config, inputs)
         for name in ("spatial_merge_size",):
             if isinstance(getattr(self._owner, name, None), int):
@@ -72,20 +75,28 @@ class Positions:
         return answer(inputs, ids, torch.as_tensor(deltas), counts_padding=counts_padding)
 
     def _arguments(self, inputs: Any) -> dict[str, Any]:
-        images, videos, audio = (
-            value if len(value) else None for value in (inputs.image_grids, inputs.video_grids, inputs.audio_lengths)
-        )
-        seconds = inputs.seconds_per_grid if videos is not None else None
+        """The arguments of all families by their names; what is to be left out is not among them."""
+        optional = {
+            "image_grid_thw": "image_grids",
+            "video_grid_thw": "video_grids",
+            "second_per_grid_ts": "seconds_per_grid",
+            "second_per_grids": "seconds_per_grid",
+            "audio_seqlens": "audio_lengths",
+            "attention_mask": "attention_mask",
+        }
         return {
             "input_ids": _translated(inputs.input_ids, self._model.config, self._family),
             "mm_token_type_ids": inputs.token_types,
-            "image_grid_thw": images,
-            "video_grid_thw": videos,
-            "second_per_grid_ts": seconds,
-            "second_per_grids": seconds,
-            "audio_seqlens": audio,
-            "attention_mask": inputs.attention_mask,
+            **{theirs: inputs.given(ours) for theirs, ours in optional.items() if ours not in inputs.absent},
         }
+
+
+def _source(function: Any) -> str:
+    """A function's text; none for one that a patch made without a file."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
 
 
 def _masks_first(function: Any) -> bool:

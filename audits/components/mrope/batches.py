@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,17 @@ from torch import Tensor
 from assay.audits.components.mrope import positions as op
 from assay.audits.components.mrope.positions import Inputs
 from assay.audits.families import samples
-from assay.audits.laws.trial import Trial
+from assay.audits.laws.trial import Broken, Trial
+from assay.audits.mishap import inexpressible
+from assay.audits.terms import Outcome
+
+
+def attempt(trial: Trial, inputs: Inputs) -> Outcome:
+    """One call that may end in an error of the candidate's own. Broken where the call form has no such call."""
+    outcome = trial.subject.call(inputs)
+    if inexpressible(outcome):
+        raise Broken(outcome, inputs)
+    return outcome
 
 
 def spoilt(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:
@@ -91,6 +102,31 @@ def video_runs(trial: Trial) -> Iterator[tuple[int, Tensor]]:
             count = max(frames // inputs.temporal_merge, 1) * (height // merge) * (width // merge)
             yield sample, tokens[:count]
             tokens, video = tokens[count:], video + 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image or one frame: its tokens, the token from which its rows and columns count, and how many they are."""
+
+    name: str
+    sample: int
+    tokens: Tensor
+    origin: int
+    rows: int
+    columns: int
+
+
+def pictures(trial: Trial) -> Iterator[Picture]:
+    """Each image, and each frame of each video; frames count from the first one's corner unless they stand alone."""
+    inputs, merge = trial.inputs, trial.inputs.spatial_merge
+    for (name, sample, tokens), (_, height, width) in zip(images(trial), inputs.image_grids.tolist(), strict=True):
+        yield Picture(name, sample, tokens, int(tokens[0]), height // merge, width // merge)
+    alone = inputs.position_rule.video_time == "frames"
+    for video, (sample, tokens) in enumerate(video_runs(trial)):
+        height, width = (int(n) // merge for n in inputs.video_grids[video][1:])
+        for frame, own in enumerate(tokens.reshape(-1, height * width)):
+            origin = int(own[0] if alone else tokens[0])
+            yield Picture(f"frame {frame} of video {video}", sample, own, origin, height, width)
 
 
 def interval(inputs: Inputs, video: int) -> float:

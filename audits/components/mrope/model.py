@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from assay.audits.components.mrope.rotate import family_name
 from assay.audits.families import discovery, samples
 from assay.audits.families.run import ModelCall
+from assay.audits.fields import Count, Samples, one_of
 from assay.audits.terms import Candidate, Family, Operation, Relations
 
 NAME = "mrope.model"
@@ -23,9 +24,9 @@ class Case:
     """Parameters of a case: samples in the notation of ``audits.families.samples``, and the family they go to."""
 
     family: str = DEFAULT_FAMILY
-    samples: tuple[str, ...] = ("t5 i4x6 t3", "t2 i2x4 t1 i6x4 t4")
-    padding: str = "right"
-    seed: int = 0
+    samples: Samples = ("t5 i4x6 t3", "t2 i2x4 t1 i6x4 t4")
+    padding: Annotated[str, one_of(("right", "left"))] = "right"
+    seed: Count = 0
 
     @property
     def modalities(self) -> frozenset[str]:

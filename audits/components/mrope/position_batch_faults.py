@@ -192,6 +192,56 @@ def delta_of_another_row(inputs: Inputs) -> Outputs:
     return out | {"next": lengths(inputs) + delta.min()}
 
 
+@fault(NAME, "continues", "parity")
+def delta_of_rows_and_columns(inputs: Inputs) -> Outputs:
+    """Where decoding continues is looked up on the height and width axes, for they hold the largest ids of an image.
+
+    Effect: right wherever text comes last; after a video that ends the prompt, the answer starts inside the video.
+    """
+    out = dict(numbered(inputs))
+    following = out["next"].clone()
+    for sample, real in _rows(inputs):
+        following[sample] = out["positions"][1:, sample, real].max() + 1
+    return out | {"next": following}
+
+
+@fault(NAME, "padding", "starts", "parity")
+def block_beside_padding_starts_at_one(inputs: Inputs) -> Outputs:
+    """A block that opens a padded row starts after the id of the padding before it.
+
+    Effect: with padding on the left, samples that begin with an image are one id late; those that begin with text are
+    right.
+    """
+    out = {name: value.clone() for name, value in numbered(inputs).items()}
+    for sample, real in _rows(inputs):
+        late = not bool(real[0]) and int(inputs.token_types[sample, real][0]) != TEXT
+        out["positions"][:, sample, real] += int(late)
+        out["next"][sample] += int(late)
+    return out
+
+
+@fault(NAME, "unmasked")
+def counted_without_a_mask(inputs: Inputs) -> Outputs:
+    """Where there is no mask the ids are plain counts, for the mask is what the numbering loops over.
+
+    Effect: packed rows, and rows of equal length, train without rows and columns; the padded ones of a test have them.
+    """
+    if "attention_mask" not in inputs.absent:
+        return numbered(inputs)
+    return {"positions": counted(inputs), "next": lengths(inputs)}
+
+
+@fault(NAME, "absent")
+def counted_without_grids_of_videos(inputs: Inputs) -> Outputs:
+    """Grids of no rows are taken for grids: a batch that has both kinds of them goes another way than one that has not.
+
+    Effect: a collator that concatenates nothing to a tensor of no rows loses the layout of all images.
+    """
+    if not inputs.empty:
+        return numbered(inputs)
+    return {"positions": counted(inputs), "next": lengths(inputs)}
+
+
 _served: dict[int, Tensor] = {}
 
 

@@ -187,6 +187,36 @@ def columns_before_rows(inputs: Inputs) -> Outputs:
     return numbered(inputs, cells=lambda times, rows, columns: cells(times, columns, rows)[[0, 2, 1]])
 
 
+@fault(NAME, "blocks", "parity")
+def rows_turned_after_the_first_frame(inputs: Inputs) -> Outputs:
+    """The rows of all frames of a video but the first are numbered from below.
+
+    Effect: a picture that stands still is seen to turn over after its first frame; images are right.
+    """
+
+    def turned(times: Tensor, rows: int, columns: int) -> Tensor:
+        offsets = cells(times, rows, columns)
+        later = torch.arange(offsets.shape[1]) >= rows * columns
+        return torch.stack([offsets[0], torch.where(later, rows - 1 - offsets[1], offsets[1]), offsets[2]])
+
+    return numbered(inputs, cells=turned)
+
+
+@fault(NAME, "blocks", "parity")
+def rows_run_on_through_frames(inputs: Inputs) -> Outputs:
+    """The rows of a frame are counted on from those of the frame before it, as if a video were one tall image.
+
+    Effect: a still camera seems to sink; each frame by itself has the right shape.
+    """
+
+    def sinking(times: Tensor, rows: int, columns: int) -> Tensor:
+        offsets = cells(times, rows, columns)
+        frame = torch.arange(offsets.shape[1]) // (rows * columns)
+        return torch.stack([offsets[0], offsets[1] + frame * rows, offsets[2]])
+
+    return numbered(inputs, cells=sinking)
+
+
 def _as_one(feed: Feed, length: int) -> list[Tensor]:
     blocks, cell = covering(feed, length), torch.arange(length)
     width = int(blocks[0][2].max()) + 1

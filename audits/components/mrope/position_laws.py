@@ -11,14 +11,13 @@ import torch
 
 from assay.audits.components.mrope import batches
 from assay.audits.components.mrope import positions as op
-from assay.audits.components.mrope.positions import NAME, Case, Inputs
+from assay.audits.components.mrope.position_cases import Case
+from assay.audits.components.mrope.positions import NAME, Inputs
+from assay.audits.laws.limits import floor
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation
 from assay.reference.mrope_rules import RULES
-
-SLACK = 1e-3
-"""Ids by which rounding may move a time that is a whole number in exact arithmetic."""
 
 
 def resumes(trial: Trial) -> Iterator[Evidence]:
@@ -162,23 +161,23 @@ def text_only(trial: Trial) -> Iterator[Evidence]:
 
 
 def blocks(trial: Trial) -> Iterator[Evidence]:
-    """Within an image the time axis stands still, and height and width count its rows and columns.
+    """Within an image or a frame the time axis stands still, and height and width count its rows and columns.
 
     Why: this is all that a language model knows of where something is in an image. With equal rows on all axes an
-    image is a strip.
+    image is a strip. All frames of a video stand on the same rows and columns, those of an image of its size: where
+    they do not, what stands still seems to move.
 
     Example: packed samples that were given one-dimensional ids, repeated on three axes.
     """
     ids = trial.outcome.values["positions"]
-    merge = trial.inputs.spatial_merge
-    grids = iter(trial.inputs.image_grids.tolist())
-    for (what, sample, tokens), (_, height, width) in zip(batches.images(trial), grids, strict=True):
-        block = ids[:3, sample, tokens]
-        offset = block - block[:, :1]
-        rows, columns = torch.arange(height // merge), torch.arange(width // merge)
-        expected = torch.stack(torch.meshgrid(torch.arange(1), rows, columns, indexing="ij"))
-        message = f"{what} of sample {sample}, {len(rows)} x {len(columns)} tokens"
-        yield from exactly("positions", offset, expected.reshape(3, -1).to(offset), message)
+    for picture in batches.pictures(trial):
+        own = ids[:3, picture.sample]
+        block, (_, row, column) = own[:, picture.tokens], own[:, picture.origin]
+        offset = block - torch.stack([block[0, 0], row, column])[:, None]
+        sides = torch.arange(1), torch.arange(picture.rows), torch.arange(picture.columns)
+        expected = torch.stack(torch.meshgrid(*sides, indexing="ij")).reshape(3, -1)
+        message = f"{picture.name} of sample {picture.sample}, {picture.rows} x {picture.columns} tokens"
+        yield from exactly("positions", offset, expected.to(offset), message)
 
 
 def duration(trial: Trial) -> Iterator[Evidence]:
@@ -191,14 +190,15 @@ def duration(trial: Trial) -> Iterator[Evidence]:
     """
     ids = trial.outcome.values["positions"]
     rate = trial.inputs.ids_per_second
+    slack = _slack(trial)
     for video, (sample, tokens) in enumerate(batches.video_runs(trial)):
         frames = int(trial.inputs.video_grids[video][0])
         seconds = float(trial.inputs.seconds_per_grid[video]) * (frames - 1)
         time = ids[0, sample, tokens]
         span = float(time.max() - time.min())
-        if not (span <= seconds * rate + SLACK and span > seconds * rate - 1):
+        if not (span <= seconds * rate + slack and span > seconds * rate - 1):
             yield Evidence(
-                where="positions", measured=span, limit=math.floor(seconds * rate + SLACK),
+                where="positions", measured=span, limit=math.floor(seconds * rate + slack),
                 message=f"video {video} spans {seconds:.3g} s at {rate:g} ids per second",
                 index=(0, sample, int(tokens[-1])),
             )  # fmt: skip
@@ -211,14 +211,14 @@ def frame_order(trial: Trial) -> Iterator[Evidence]:
 
     Example: the interval applied before the frame index, so that every frame gets the same time.
     """
-    ids = trial.outcome.values["positions"]
+    ids, slack = trial.outcome.values["positions"], _slack(trial)
     for video, (sample, tokens) in enumerate(batches.video_runs(trial)):
         frames, height, width = (int(n) for n in trial.inputs.video_grids[video])
         per_frame = (height // trial.inputs.spatial_merge) * (width // trial.inputs.spatial_merge)
         time = ids[0, sample, tokens].reshape(-1, per_frame)
         step = (time[1:] - time[:-1]).flatten()
         interval = batches.interval(trial.inputs, video)
-        if step.numel() and (float(step.min()) < math.floor(interval) - SLACK or bool((time != time[:, :1]).any())):
+        if step.numel() and (float(step.min()) < math.floor(interval) - slack or bool((time != time[:, :1]).any())):
             yield Evidence(
                 where="positions", measured=float(step.min()), limit=math.floor(interval),
                 message=f"frames of video {video} ({frames} steps) do not advance on the time axis",
@@ -251,7 +251,7 @@ def refuses(trial: Trial) -> Iterator[Evidence]:
     Example: a loop that stops reading grids when the tokens run out.
     """
     for what, spoilt in batches.spoilt(trial.inputs):
-        outcome = trial.subject.call(spoilt)
+        outcome = batches.attempt(trial, spoilt)
         if outcome.raised is None:
             yield Evidence(
                 where=what.replace(" ", ":", 1), measured="accepted", limit="an error",
@@ -269,10 +269,64 @@ def touching(trial: Trial) -> Iterator[Evidence]:
     """
     params = dataclasses.replace(trial.params, samples=("t2 i4x6 i4x2 i8x4 t3",), wrap=False)
     inputs = op.build(params, trial.dtype, trial.inputs.input_ids.device)
-    outcome = trial.subject.call(batches.like(trial, inputs))
+    outcome = batches.attempt(trial, batches.like(trial, inputs))
     if outcome.raised is None:
         truth = trial.oracle(batches.like(trial, inputs)).values["positions"]
         yield from exactly("positions", outcome.values["positions"], truth, "adjacent images")
+
+
+def unmasked(trial: Trial) -> Iterator[Evidence]:
+    """Without a mask nothing is padded: the ids are those of a mask of ones.
+
+    Why: rows of equal length are batched without a mask, in training on packed rows as well as in most tests. Whatever
+    takes another way there is another model.
+
+    Example: a fallback to plain counting where the mask is None.
+    """
+    for place, sample in enumerate(trial.params.samples):
+        inputs = batches.rebuilt(trial, samples=(sample, sample), seed=trial.params.seed + place)
+        masked, bare = trial.run(inputs), trial.run(dataclasses.replace(inputs, absent=("attention_mask",)))
+        for name in trial.operation.outputs:
+            yield from exactly(name, bare[name], masked[name], f"sample {place} has other ids without a mask of ones")
+
+
+def absent(trial: Trial) -> Iterator[Evidence]:
+    """The grids of what is not in the batch may be left out, be None, or have no rows: the ids are the same.
+
+    Why: one collator drops what a batch has none of, another hands over None, a third concatenates nothing to a tensor
+    of no rows. None of them says anything about the images that are there.
+
+    Example: a way around images that is taken where the grids of the videos are missing too.
+    """
+    missing = tuple(f"{kind}_grids" for kind in ("image", "video") if kind not in trial.params.modalities)
+    ways: dict[str, Any] = {"left out": {"absent": missing}, "of no rows": {"empty": missing}}
+    for how, change in ways.items():
+        other = trial.run(dataclasses.replace(trial.inputs, **change))
+        for name in trial.operation.outputs:
+            message = f"other ids with {' and '.join(missing)} {how}"
+            yield from exactly(name, other[name], trial.outcome.values[name], message)
+
+
+def default_interval(trial: Trial) -> Iterator[Evidence]:
+    """Without seconds per grid a step of a video lasts one second, or the call is refused.
+
+    Why: that is what Hugging Face's functions have always taken for it. What else a missing argument is taken for is
+    wrong in silence wherever a collator drops it.
+
+    Example: no seconds taken for zero seconds, so that all frames fall together.
+    """
+    ones = torch.ones_like(trial.inputs.seconds_per_grid)
+    told = dataclasses.replace(trial.inputs, seconds_per_grid=ones)
+    untold = batches.attempt(trial, dataclasses.replace(told, absent=("seconds_per_grid",)))
+    if untold.raised is None:
+        for name, value in trial.run(told).items():
+            yield from exactly(name, untold.values[name], value, "no seconds are not one second")
+
+
+def _slack(trial: Trial) -> float:
+    """Ids by which float32 may move a time that is a whole number in exact arithmetic, at the ids of this batch."""
+    reach = trial.truth.values["positions"].abs().max().double()
+    return float(floor([], reach, torch.float32) * reach)
 
 
 def _same_rows(trial: Trial, other: Any, inputs: Inputs) -> Iterator[Evidence]:
@@ -296,11 +350,15 @@ def _needs(modality: str, *times: str) -> Callable[[Operation, Case], str | None
         rule = RULES[case.rule]
         if rule.kind != "blocks":
             return f"{case.rule} numbers by another rule"
-        if modality not in case.modalities:
+        if not case.modalities & set(modality.split(" or ")):
             return f"no {modality} in this case"
         return None if not times or rule.video_time in times else f"{case.rule} times its videos by {rule.video_time}"
 
     return applies
+
+
+def _lacks_some(_operation: Operation, case: Case) -> str | None:
+    return "the case has images and videos" if case.modalities >= {"image", "video"} else None
 
 
 def _law(check: Callable[..., Any], applies: Any = None) -> Law:
@@ -312,10 +370,13 @@ LAWS = (
     _law(resumes, _kind("blocks")),
     *(_law(check) for check in (continues, padding, neighbours, order, prefix, text_only)),
     _law(starts, _kind("blocks")),
-    _law(blocks, _needs("image")),
+    _law(blocks, _needs("image or video")),
     _law(duration, _needs("video", "seconds")),
     _law(frame_order, _needs("video", "seconds", "index", "pooled")),
     _law(interval, _needs("video", "seconds")),
     _law(refuses, _kind("blocks", "sequence")),
     _law(touching, _kind("blocks")),
+    _law(unmasked),
+    _law(absent, _lacks_some),
+    _law(default_interval, _needs("video", "seconds")),
 )

@@ -47,6 +47,16 @@ def one_second_a_frame_when_generating(inputs: Inputs) -> Outputs:
     return but(inputs, seconds_per_grid=torch.ones_like(inputs.seconds_per_grid))
 
 
+@fault(NAME, "default_interval")
+def no_seconds_are_zero_seconds(inputs: Inputs) -> Outputs:
+    """Where the seconds per grid are missing, zeros take their place.
+
+    Effect: as soon as a collator drops the argument, all frames of all videos stand at one time.
+    """
+    seconds = inputs.seconds_per_grid
+    return but(inputs, seconds_per_grid=0 * seconds if "seconds_per_grid" in inputs.absent else seconds)
+
+
 @fault(NAME, "interval", "duration", "parity", link="https://github.com/EvolvingLMMs-Lab/lmms-eval/issues/1393")
 def default_frame_rate(inputs: Inputs) -> Outputs:
     """The sampled frame rate arrives under a name that the processor does not read, so its default of 24 is used.

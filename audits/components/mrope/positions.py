@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
-from assay.audits.components.mrope import stream
+from assay.audits.components.mrope import position_manual, stream
+from assay.audits.components.mrope.position_cases import CASES, Case, strategy, supports
 from assay.audits.components.mrope.rotate import family_name
 from assay.audits.families import samples
-from assay.audits.terms import Candidate, Exact, Family, Form, Operation, Outputs
+from assay.audits.terms import Candidate, Exact, Family, Form, Inexpressible, Operation, Outputs
 from assay.reference import mrope_positions as reference_positions
 from assay.reference.mrope_rules import RULES, PositionRule
 
@@ -32,6 +32,9 @@ class Inputs:
     ``input_ids``, ``token_types`` (0 text, 1 image, 2 video, 3 audio) and ``attention_mask`` are int64 [B,S]; grids
     int64 [N,3] and [M,3] (time, height, width) in patches; ``seconds_per_grid`` float32 [M]; ``audio_lengths`` int64
     [K] in tokens. Absent modalities have no rows.
+
+    ``absent`` names optional inputs that the call is made without; what they hold says what that must amount to.
+    Grids without rows are handed over as None, those named in ``empty`` as they are.
     """
 
     rule: str
@@ -45,6 +48,16 @@ class Inputs:
     video_grids: Tensor
     seconds_per_grid: Tensor
     audio_lengths: Tensor
+    absent: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+
+    def given(self, name: str) -> Tensor | None:
+        """An optional input as it is handed over, None where it is not; seconds and audio by rules that have them."""
+        value: Tensor = getattr(self, name)
+        rule = RULES[self.rule]
+        used = {"seconds_per_grid": rule.video_time == "seconds", "audio_lengths": rule.audio}.get(name, True)
+        here = name == "attention_mask" or name in self.empty or len(value) > 0
+        return value if used and here and name not in self.absent else None
 
     @property
     def position_rule(self) -> PositionRule:
@@ -55,23 +68,6 @@ class Inputs:
             ids_per_second=self.ids_per_second,
             temporal_merge=self.temporal_merge,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """Parameters of a case: samples in the notation of ``audits.families.samples``, under one family's rule."""
-
-    seed: int = 0
-    rule: str = "qwen2_5_vl"
-    samples: tuple[str, ...] = ("t5 i4x6 t3",)
-    padding: str = "right"
-    wrap: bool = True
-    ids_per_second: float = 0.0
-
-    @property
-    def modalities(self) -> frozenset[str]:
-        """What the samples hold besides text."""
-        return frozenset().union(*(samples.parse(sample).modalities for sample in self.samples))
 
 
 def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -88,15 +84,15 @@ def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
     def integers(values: list[Any], *shape: int) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device).reshape(*shape)
 
-    count = len(rows)
+    shape = (len(rows), len(mask[0]))
     return Inputs(
         rule=case.rule,
         spatial_merge=rule.spatial_merge,
         ids_per_second=case.ids_per_second or rule.ids_per_second,
         temporal_merge=rule.temporal_merge,
-        input_ids=integers(tokens, count, -1),
-        token_types=integers(types, count, -1),
-        attention_mask=integers(mask, count, -1),
+        input_ids=integers(tokens, *shape),
+        token_types=integers(types, *shape),
+        attention_mask=integers(mask, *shape),
         image_grids=integers([grid for row in rows for grid in row.image_grids], -1, 3),
         video_grids=integers([grid for row in rows for grid in row.video_grids], -1, 3),
         seconds_per_grid=torch.tensor([s for row in rows for s in row.seconds], dtype=torch.float32, device=device),
@@ -117,17 +113,14 @@ def _scaled(sample: samples.Sample, scale: int) -> samples.Sample:
 
 def reference(inputs: Inputs) -> Outputs:
     """The specification's answer."""
-    rule = inputs.position_rule
-    ids, deltas = reference_positions.positions(
-        rule,
-        inputs.token_types,
-        attention_mask=inputs.attention_mask,
-        image_grids=inputs.image_grids if len(inputs.image_grids) else None,
-        video_grids=inputs.video_grids if len(inputs.video_grids) else None,
-        seconds_per_grid=inputs.seconds_per_grid if rule.video_time == "seconds" and len(inputs.video_grids) else None,
-        audio_lengths=inputs.audio_lengths if rule.audio and len(inputs.audio_lengths) else None,
-    )
+    ids, deltas = reference_positions.positions(inputs.position_rule, inputs.token_types, **_optional(inputs))
     return answer(inputs, ids, deltas, counts_padding=False)
+
+
+def _optional(inputs: Inputs) -> dict[str, Any]:
+    """The specification's optional arguments, which have the names of our inputs."""
+    names = ("attention_mask", "image_grids", "video_grids", "seconds_per_grid", "audio_lengths")
+    return {name: inputs.given(name) for name in names}
 
 
 def answer(inputs: Inputs, ids: Tensor, deltas: Tensor, *, counts_padding: bool) -> Outputs:
@@ -146,116 +139,87 @@ def answer(inputs: Inputs, ids: Tensor, deltas: Tensor, *, counts_padding: bool)
     return {"positions": torch.where(real, ids, 0), "next": deltas.reshape(-1).to(ids.dtype) + length}
 
 
-def _given(grids: Tensor) -> Tensor | None:
-    return grids if len(grids) else None
-
-
-def _own_rate(inputs: Inputs) -> str | None:
+def _as_configured(inputs: Inputs) -> str | None:
     """A function called in Hugging Face's way has its rate in its configuration: only that rate can be judged."""
     own = RULES[inputs.rule].ids_per_second
-    return None if inputs.ids_per_second == own else f"the form cannot be told another rate than {own:g} ids per second"
+    if inputs.ids_per_second != own:
+        return f"the form cannot be told another rate than {own:g} ids per second"
+    return "the form has no audio" if len(inputs.audio_lengths) else None
 
 
-def _timed(function: Callable[..., Any], inputs: Inputs) -> dict[str, Any]:
+def unmarked(inputs: Inputs) -> str | None:
+    """Why a function that finds images and videos by the marker before them cannot be given a batch, if it cannot."""
+    visual = (inputs.token_types == 1) | (inputs.token_types == 2)
+    opened = inputs.input_ids.roll(1, dims=-1) == stream.START
+    first = visual & ~visual.roll(1, dims=-1)
+    first[:, :1], opened[:, :1] = visual[:, :1], False
+    return None if bool(opened[first].all()) else "the form finds visual blocks by the markers before them"
+
+
+def _as_configured_and_marked(inputs: Inputs) -> str | None:
+    return _as_configured(inputs) or unmarked(inputs)
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _left_out(function: Callable[..., Any], inputs: Inputs, ours: str, theirs: str) -> bool:
+    """Whether an input is to be left out of a call. :class:`Inexpressible` where the function cannot do without."""
+    parameter = _parameters(function).get(theirs)
+    if ours in inputs.absent and parameter is not None and parameter.default is parameter.empty:
+        raise Inexpressible(f"the function requires {theirs}")
+    return ours in inputs.absent
+
+
+def _seconds(function: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor | None]:
     """The interval between frames, for functions that take it: Qwen2-VL's own does not."""
-    parameters = inspect.signature(function).parameters
-    takes = "second_per_grid_ts" in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
-    return {"second_per_grid_ts": _given(inputs.seconds_per_grid)} if takes else {}
+    known = _parameters(function)
+    takes = "second_per_grid_ts" in known or any(item.kind is item.VAR_KEYWORD for item in known.values())
+    left_out = _left_out(function, inputs, "seconds_per_grid", "second_per_grid_ts")
+    if left_out and not takes:
+        raise Inexpressible("the function takes no second_per_grid_ts")
+    return {"second_per_grid_ts": inputs.given("seconds_per_grid")} if takes and not left_out else {}
+
+
+def _grids(function: Callable[..., Any], inputs: Inputs) -> dict[str, Tensor | None]:
+    """Both grids. One that is left out is None where the function requires it: so it says that there are none."""
+    known, grids = _parameters(function), {}
+    for ours, theirs in (("image_grids", "image_grid_thw"), ("video_grids", "video_grid_thw")):
+        optional = theirs in known and known[theirs].default is not inspect.Parameter.empty
+        if ours not in inputs.absent or not optional:
+            grids[theirs] = inputs.given(ours)
+    return grids
+
+
+def _hugging_face(function: Callable[..., Any], inputs: Inputs, *leading: Tensor) -> tuple[Tensor, Tensor]:
+    """Grids by position where both are given, so that they may have other names; by name where one is left out."""
+    grids = _grids(function, inputs)
+    placed, named = (tuple(grids.values()), {}) if len(grids) == 2 else ((), grids)
+    if not _left_out(function, inputs, "attention_mask", "attention_mask"):
+        named["attention_mask"] = inputs.attention_mask
+    ids, deltas = function(*leading, *placed, **named, **_seconds(function, inputs))
+    return ids, deltas
 
 
 def _hf_5_3(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    ids, deltas = function(
-        inputs.input_ids, inputs.token_types, _given(inputs.image_grids), _given(inputs.video_grids),
-        attention_mask=inputs.attention_mask, **_timed(function, inputs),
-    )  # fmt: skip
+    ids, deltas = _hugging_face(function, inputs, inputs.input_ids, inputs.token_types)
     return answer(inputs, ids, deltas, counts_padding=False)
 
 
 def _hf_4_57(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    ids, deltas = function(
-        inputs.input_ids, _given(inputs.image_grids), _given(inputs.video_grids),
-        attention_mask=inputs.attention_mask, **_timed(function, inputs),
-    )  # fmt: skip
+    ids, deltas = _hugging_face(function, inputs, inputs.input_ids)
     return answer(inputs, ids, deltas, counts_padding=True)
 
 
 def _assay(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    ids, deltas = function(
-        inputs.position_rule, inputs.token_types, attention_mask=inputs.attention_mask,
-        image_grids=_given(inputs.image_grids), video_grids=_given(inputs.video_grids),
-        seconds_per_grid=_given(inputs.seconds_per_grid), audio_lengths=_given(inputs.audio_lengths),
-    )  # fmt: skip
+    given = {name: x for name, x in _optional(inputs).items() if not _left_out(function, inputs, name, name)}
+    ids, deltas = function(inputs.position_rule, inputs.token_types, **given)
     return answer(inputs, ids, deltas, counts_padding=False)
 
-
-def _segment() -> st.SearchStrategy[str]:
-    even = st.integers(1, 4).map(lambda half: 2 * half)
-    return st.one_of(
-        st.builds("t{}".format, st.integers(0, 6)),
-        st.builds("i{}x{}".format, even, even),
-        st.builds("i{}x{}".format, even, even),
-        st.builds(
-            "v{}x{}x{}@{}".format,
-            st.integers(1, 5).map(lambda n: 2 * n),
-            even,
-            even,
-            st.sampled_from([0.37, 1, 2, 5.3, 8]),
-        ),
-    )
-
-
-def supports(case: Case) -> str | None:
-    """Which samples a family's rule has positions for."""
-    rule = RULES[case.rule]
-    if rule.kind in {"plain", "canvas"}:
-        return f"{case.rule} has no positions by token types"
-    has = {"image"} | ({"video"} if rule.kind == "blocks" else set()) | ({"audio"} if rule.audio else set())
-    lacking = sorted(case.modalities - has)
-    return f"{case.rule} has no {' or '.join(lacking)} positions" if lacking else None
-
-
-def strategy() -> st.SearchStrategy[Case]:
-    """Batches of one to three samples of one to five segments in any order.
-
-    Frame rates are such that no product of interval and index comes near an integer unless it is one: there, two
-    right implementations may differ.
-    """
-    sample = st.lists(_segment(), min_size=1, max_size=5).map(lambda parts: "t1 " + " ".join(parts))
-    return st.builds(
-        Case,
-        seed=st.integers(0, 1000),
-        samples=st.lists(sample, min_size=1, max_size=3).map(tuple),
-        padding=st.sampled_from(["right", "left"]),
-        ids_per_second=st.sampled_from([0.0, 0.0, 1.0, 2.0, 3.0]),
-    )
-
-
-CASES = {
-    "image": Case(),
-    "two-images": Case(samples=("t2 i4x6 t3 i8x2 t1",)),
-    "adjacent-images": Case(samples=("t1 i4x6 i2x8 t2",)),  # only their markers stand between
-    "image-first": Case(samples=("i4x8 t5",)),
-    "image-last": Case(samples=("t5 i8x4",)),
-    "wide-image": Case(samples=("t1 i2x32 t4",)),
-    "text": Case(samples=("t7", "t3")),
-    "one-token": Case(samples=("t1", "t3")),  # shorter than any value that padding may be given
-    "ragged-right": Case(samples=("t5 i4x6 t3", "t2", "t1 i2x4 i6x4 t9")),
-    "ragged-left": Case(samples=("t5 i4x6 t3", "t2", "t1 i2x4 i6x4 t9"), padding="left"),
-    "video": Case(samples=("t3 v4x4x6@2 t4",)),
-    "long-video": Case(samples=("t3 v16x4x4@2 t4",)),  # longer than its frames are wide
-    "video-then-image": Case(samples=("t1 v8x4x4@1 t2 i4x6 t2",)),
-    "slow-video": Case(samples=("t2 v6x4x4@0.37 t2", "t4 v2x2x2@8 i4x4 t1")),  # steps of 5.4 s and of 0.25 s
-    "two-videos": Case(samples=("t1 v4x4x4@2 t1 v6x2x4@5 t3",), padding="left"),
-    "long-text": Case(samples=("t300 i4x6 t3", "t2 i6x4 t270")),  # ids beyond 256, which bfloat16 lacks
-    "wide": Case(samples=("t1 i2x160 t2", "t2 i160x2 t1")),  # 80 columns, 80 rows
-    "long-clip": Case(samples=("t2 v48x2x4@2 t3",)),
-    "many": Case(  # more samples and images than anyone would write out by hand
-        samples=("t1 i4x6 t1 i6x4 t2", "t3", "i4x4 t1", "t2 i6x6 t1 i4x8 t1", "t1 i8x4 t4", "t2 i8x6 t1 i4x6")
-    ),
-    "four-videos": Case(samples=("t1 v2x2x4@1 t1 v4x4x2@5.3 t2", "t1 v4x2x2@8 t1 v2x4x4@0.37 t1")),
-    "audio": Case(samples=("t2 a1.4 t3 i4x4 t1", "t5 a0.6")),
-    "fractional-interval": Case(samples=("t2 v6x4x6@2.9 t5",), ids_per_second=2.0),  # 1.38 ids a step
-}
 
 FORMS = (
     Form(
@@ -264,7 +228,7 @@ FORMS = (
         "attention_mask) -> ids [3,B,S], deltas that count real tokens",
         parameters=("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask"),
         call=_hf_5_3,
-        accepts=_own_rate,
+        accepts=_as_configured,
     ),
     Form(
         name="hf-4.57",
@@ -272,7 +236,7 @@ FORMS = (
         "ids [3,B,S], deltas that count padding too; the ids of Qwen's vocabulary, <|image_pad|> 151655",
         parameters=("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask"),
         call=_hf_4_57,
-        accepts=_own_rate,
+        accepts=_as_configured_and_marked,
     ),
     Form(
         name="assay",
@@ -295,6 +259,7 @@ OPERATION = Operation(
     strategy=strategy,
     supports=supports,
     dtypes=("int64",),
+    manual=position_manual.sections,
 )
 
 CANDIDATES = (

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.audits.fields import Count, Finite, Positive, Size, one_of
 from assay.audits.terms import Candidate, Family, Form, Numeric, Operation, Outputs
 from assay.reference import mrope
 from assay.reference.mrope_families import TEXT_ROTARIES
@@ -47,21 +48,21 @@ class Inputs:
 class Case:
     """Parameters of a case. Off-neutral by default: unequal axes, several heads per key head, ragged sizes."""
 
-    seed: int = 0
-    batch: int = 2
-    tokens: int = 7
-    heads: int = 6
-    kv_heads: int = 2
-    layout: str = "chunked"
-    sections: tuple[int, ...] = (4, 6, 6)
-    pairing: str = "half"
-    tail: int = 0
-    attention_scaling: float = 1.0
-    base: float = 1e6
-    start: int = 0
-    spread: int = 61
+    seed: Count = 0
+    batch: Count = 2
+    tokens: Count = 7
+    heads: Count = 6
+    kv_heads: Count = 2
+    layout: Annotated[str, one_of(mrope.LAYOUTS)] = "chunked"
+    sections: tuple[Count, ...] = (4, 6, 6)
+    pairing: Annotated[str, one_of(mrope.PAIRINGS)] = "half"
+    tail: Count = 0
+    attention_scaling: Finite = 1.0
+    base: Positive = 1e6
+    start: Count = 0
+    spread: Size = 61
     uniform: bool = False
-    memory: str = "view"
+    memory: Annotated[str, one_of(("view", "packed", "dense"))] = "view"
 
 
 def build(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:

@@ -69,8 +69,7 @@ def write(sample: Sample, family: str, *, wrap: bool, seed: int) -> Row:
 
 
 def _image(row: Row, height: int, width: int) -> None:
-    merge = row.rule.spatial_merge
-    rows, columns = height // merge, width // merge
+    rows, columns = _merged(row.rule, height, width)
     row.image_grids.append((1, height, width))
     if row.rule.kind == "sequence":
         extra = 1 if row.rule.row_end else 0
@@ -88,12 +87,12 @@ def _wrapped(row: Row, token: int, count: int, start: int, end: int, kind: int |
 
 
 def _video(row: Row, video: Video) -> None:
-    merge, steps = row.rule.spatial_merge, video.steps
+    steps = _pooled(row.rule, video.steps)
     row.video_grids.append((video.steps, video.height, video.width))
     row.seconds.append(PATCHES_PER_STEP / video.frames_per_second)
-    per_frame = (video.height // merge) * (video.width // merge)
+    rows, columns = _merged(row.rule, video.height, video.width)
+    per_frame = rows * columns
     if row.rule.video_time != "frames":
-        steps = steps // row.rule.temporal_merge if row.rule.video_time == "pooled" else steps
         _wrapped(row, VIDEO, steps * per_frame, START, END)
         return
     if row.marked:
@@ -105,6 +104,25 @@ def _video(row: Row, video: Video) -> None:
         row.put(END)
     if row.marked:
         row.put(VIDEO_END)
+
+
+def _merged(rule: PositionRule, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tokens. ValueError where patches are left over."""
+    merge = rule.spatial_merge
+    if height % merge or width % merge:
+        message = f"samples: expected heights and widths that are multiples of {merge}, got {height}x{width}"
+        raise ValueError(message)
+    return height // merge, width // merge
+
+
+def _pooled(rule: PositionRule, steps: int) -> int:
+    """Steps that have tokens. ValueError where some are left over."""
+    if rule.video_time != "pooled" or steps == 1:
+        return steps
+    if steps % rule.temporal_merge:
+        message = f"samples: expected one step or a multiple of {rule.temporal_merge}, got a video of {steps}"
+        raise ValueError(message)
+    return steps // rule.temporal_merge
 
 
 def _audio(row: Row, seconds: float) -> None:

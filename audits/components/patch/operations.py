@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from assay.audits.families import discovery
-from assay.audits.patch_runs import Training
+from assay.audits.fields import Count, one_of
+from assay.audits.patch_runs import CONTENT, Training
 from assay.audits.terms import Candidate, Operation, Relations
 
 NAME = "patch"
@@ -19,11 +21,11 @@ FACTORY = "assay.audits.patches:implementation"
 class Case:
     """A short training run. ``content``: ``text``, ``image``, or ``all`` that the family takes."""
 
-    content: str = "image"
-    padding: str = "right"
-    seed: int = 0
+    content: Annotated[str, one_of((*CONTENT, "all"))] = "image"
+    padding: Annotated[str, one_of(("right", "left"))] = "right"
+    seed: Count = 0
     train: bool = True
-    steps: int = 3
+    steps: Count = 3
 
 
 def build(case: Case, dtype: torch.dtype, device: torch.device) -> Training:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assay.audits import registry
 from assay.audits.families import discovery
@@ -37,10 +37,11 @@ def plan(request: Request, describe: Describe | None = None) -> tuple[tuple[Oper
     """The audits that a request asks for, in a fixed order. :class:`UsageError` names what is possible."""
     operations = _operations(request.targets)
     if request.candidate:
-        if request.families or request.patch:
-            message = "--candidate is a function of its own; --family and --patch name models: ask for one or the other"
+        if request.patch:
+            message = "--candidate is a function of its own, --patch changes models: ask for one or the other"
             raise UsageError(message)
-        return tuple(_function(operations, request.candidate, request.form, describe or describe_in_worker))
+        found = tuple(_function(operations, request.candidate, request.form, describe or describe_in_worker))
+        return tuple(_by_rule_of(_known(request.families), found)) if request.families else found
     if request.form:
         message = "--form says how a --candidate is called; there is no --candidate"
         raise UsageError(message)
@@ -93,6 +94,22 @@ def _of_families(
             candidate = registry.family_candidate(operation.name, name, patch)
             if candidate is not None:
                 yield operation, candidate
+
+
+def _by_rule_of(
+    families: tuple[str, ...], pairs: tuple[tuple[Operation, Candidate], ...]
+) -> Iterator[tuple[Operation, Candidate]]:
+    """Functions judged by what each family fixes, which is what its own code is judged by."""
+    for name in families:
+        own = {op.name: registry.family_candidate(op.name, name) for op, _ in pairs if op.level == "function"}
+        judged = [(op, candidate, model) for op, candidate in pairs if (model := own.get(op.name))]
+        if not judged:
+            found = discovery.family(name)
+            message = f"--family: {name} fixes nothing of {', '.join(op.name for op, _ in pairs)}"
+            raise UsageError(f"{message}: {found}" if isinstance(found, str) else message)
+        for op, candidate, model in judged:
+            named = f"{candidate.name}@{name}"
+            yield op, replace(candidate, name=named, scope=model.scope, judged_as=name)
 
 
 def _function(

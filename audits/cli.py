@@ -38,7 +38,13 @@ Targets = Annotated[
     list[str] | None,
     typer.Argument(metavar="COMPONENT|OPERATION", help="What to audit; everything if nothing is named."),
 ]
-Family = Annotated[list[str] | None, typer.Option(metavar="NAME", help="A model family of transformers; repeatable.")]
+Family = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="A model family of transformers; with --candidate, the one whose rule judges the function; repeatable.",
+    ),
+]
 LawName = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this law; repeatable.")]
 CaseName = Annotated[
     list[str] | None, typer.Option(metavar="NAME|JSON", help="Only this case, by name or as JSON; repeatable.")

@@ -82,8 +82,10 @@ def repro(operation: Operation, candidate: Candidate, broke: Broke, options: Opt
     if target.get("patch"):
         words += ["--patch", str(target["patch"])]
     if "family" not in target:
-        words += ["--candidate", str(target["ref"]) if target.get("public") else candidate.name]
+        name = candidate.name.removesuffix(f"@{candidate.judged_as}")
+        words += ["--candidate", str(target["ref"]) if target.get("public") else name]
         words += ["--form", candidate.form] if target.get("public") and candidate.form else []
+        words += ["--family", candidate.judged_as] if candidate.judged_as else []
     if broke.alone:
         words += [word for law in broke.asks for word in ("--law", law)]
         words += ["--case", broke.case] if broke.case else []

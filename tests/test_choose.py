@@ -7,12 +7,18 @@ from typing import Any
 
 import pytest
 
-from assay.audits import choose, registry
+from assay.audits import choose, findings, registry
 from assay.audits.choose import Request, UsageError, plan
 from assay.audits.families import discovery
-from assay.audits.terms import Candidate
+from assay.audits.findings import Broke
+from assay.audits.options import Options
+from assay.audits.terms import Candidate, Evidence
 
 OPERATION = registry.operation("mrope.rotate")
+BROKE = Broke(
+    rule="parity", law="parity", case="text", dtype="int64",
+    evidence=Evidence(where="y", measured=1.0, limit=0.5, message="wrong"),
+)  # fmt: skip
 
 
 def describing(*parameters: str) -> Callable[[str], tuple[str, ...]]:
@@ -127,7 +133,16 @@ def test_a_name_shared_by_operations_asks_for_all() -> None:
         (Request(targets=("mrope.rotate",), candidate="m:f", form="hf"), ["no call form 'hf'", "hf-5.17", "hf-4.57"]),
         (Request(form="hf-5.17"), ["there is no --candidate"]),
         (Request(patch="m:f"), ["--patch needs --family"]),
-        (Request(candidate="m:f", families=("qwen2_vl",)), ["ask for one or the other"]),
+        (Request(candidate="m:f", families=("qwen2_vl",), patch="m:p"), ["ask for one or the other"]),
+        (Request(targets=("mrope.rotate",), candidate="kernel", families=("qwen9",)), ["no multi-axis family 'qwen9'"]),
+        (
+            Request(targets=("mrope.positions",), candidate="m:f", form="hf-5.3", families=("qwen2_vl", "glm_image")),
+            ["glm_image fixes nothing of mrope.positions: "],
+        ),
+        (
+            Request(targets=("mrope.tables",), candidate="kernel", families=("qwen2_vl",)),
+            ["qwen2_vl fixes nothing of mrope.tables"],
+        ),
         (Request(families=("qwen9",)), ["no multi-axis family 'qwen9'; it has:", "qwen2_5_vl"]),
     ],
 )
@@ -136,6 +151,31 @@ def test_what_cannot_be_audited_is_told(request_: Request, words: list[str]) -> 
     with pytest.raises(UsageError) as caught:
         plan(request_, describing())
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("operation", ["mrope.positions", "mrope.rotate"])
+def test_a_function_is_judged_by_what_a_family_fixes(operation: str) -> None:
+    """The same as for the family's own code, under a name of its own, and its command says so."""
+    families = ("qwen2_vl", "ernie4_5_vl_moe")
+    form = registry.operation(operation).forms[0]
+    request = Request(targets=(operation,), candidate="m:f", families=families)
+    pairs = plan(request, describing(*form.parameters))
+    assert [candidate.name for _, candidate in pairs] == [f"m:f@{name}" for name in families]
+    for (_, candidate), name in zip(pairs, families, strict=True):
+        own = registry.family_candidate(operation, name)
+        assert own is not None
+        assert own.scope
+        assert (candidate.scope, candidate.form, candidate.target["ref"]) == (own.scope, form.name, "m:f")
+        command = findings.repro(registry.operation(operation), candidate, BROKE, Options())
+        assert f"--candidate m:f --form {form.name} --family {name} --law parity" in command
+
+
+def test_what_is_built_in_is_judged_by_what_a_family_fixes() -> None:
+    """Of the operations for which a family fixes something; others are left out."""
+    pairs = plan(Request(targets=("mrope",), candidate="reference", families=("qwen3_vl",)), never)
+    assert [operation.name for operation, _ in pairs] == ["mrope.rotate", "mrope.positions"]
+    command = findings.repro(*pairs[0], BROKE, Options())
+    assert command.startswith("assay audit mrope.rotate --candidate reference --family qwen3_vl --law parity")
 
 
 def test_a_candidate_that_cannot_be_imported_is_bad_usage() -> None:

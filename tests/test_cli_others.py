@@ -67,6 +67,9 @@ def test_list_tells_what_each_is(capsys: pytest.CaptureFixture[str], kind: str) 
         ("mrope.rotate.parity", "mrope.rotate.parity\n"),
         ("parity", "mrope.positions.parity"),
         ("mrope.rotate", "Laws:"),
+        ("mrope.positions", "qwen2_5_vl: merge 2, frames by their seconds, 4 ids a second, cut to whole ids"),
+        ("mrope.positions", "151655          a patch of an image"),
+        ("mrope.positions", "hf-5.3 passes them as mm_token_type_ids"),
         ("mrope", "Operations:"),
         ("mrope.rotate.raises", "raises\n"),
         ("waiver.stale", "A waiver still matches something."),
@@ -75,6 +78,19 @@ def test_list_tells_what_each_is(capsys: pytest.CaptureFixture[str], kind: str) 
 def test_explain(capsys: pytest.CaptureFixture[str], name: str, told: str) -> None:
     assert cli.run(["explain", name]) == 0
     assert told in capsys.readouterr().out
+
+
+def test_a_function_judged_by_a_family_is_judged_so_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["audit", "mrope.positions", "--candidate", "fault:sides-swapped", "--law", "blocks", "--examples", "0"]
+    assert cli.run([*asked, "--family", "paddleocr_vl", "--quiet", "--json", "report.json"]) == 1
+    (finding,) = schema.load(Path("report.json").read_text(encoding="utf-8")).findings
+    assert finding.candidate == "fault:sides-swapped@paddleocr_vl"
+    assert "--candidate fault:sides-swapped --family paddleocr_vl --law blocks" in finding.repro
+    assert cli.run(["repro", finding.fingerprint, "--report", "report.json"]) == 1
+    assert "showed again: FAIL mrope.positions.blocks" in capsys.readouterr().out
 
 
 def test_every_law_and_fault_has_a_page() -> None:

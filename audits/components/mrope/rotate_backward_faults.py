@@ -124,7 +124,7 @@ def _over(grad: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
     return grad.copy_(turned) if 0 not in grad.stride() else turned
 
 
-@fault(NAME, "mutates", link="https://github.com/linkedin/Liger-Kernel/blob/v0.6.4/src/liger_kernel/ops/rope.py")
+@fault(NAME, "mutates", link="https://github.com/linkedin/Liger-Kernel/blob/00fb8bf2b576/src/liger_kernel/ops/rope.py")
 def upstream_gradient_written_over(inputs: Inputs) -> Outputs:
     """The backward writes its result over the gradient that it was given, where the layout of that allows it.
 

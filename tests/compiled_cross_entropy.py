@@ -48,9 +48,9 @@ def compile_one(kernel: str, vocabulary: int, dtype_name: str, options: str, arc
 
 
 def jobs(archs: Sequence[int]) -> list[Job]:
-    """The kernels that read logits for every vocabulary, dtype and set of options; the others once."""
+    """The kernels that read logits for every vocabulary, dtype and set of options; the others once or twice."""
     every = product(("fused", "rows", "gradient"), VOCABULARIES, DTYPES, OPTIONS, archs)
-    scale = product(("scale",), (152064,), DTYPES, ("plain",), archs)
+    scale = product(("scale",), (152064, 3584), DTYPES, ("plain",), archs)
     count = product(("count",), (152064,), ("fp32",), OPTIONS, archs)
     return [*every, *scale, *count, *product(("sum",), (152064,), ("fp32",), ("plain",), archs)]
 

@@ -122,7 +122,8 @@ def evaluate(
 
 
 def _leaves(inputs: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
-    return {name: getattr(inputs, name).detach().requires_grad_() for name in names}
+    given = {name: getattr(inputs, name) for name in names}
+    return {name: value.detach().requires_grad_() for name, value in given.items() if value is not None}
 
 
 def _differentiated(values: Outputs, leaves: dict[str, Tensor], upstream: Outputs, walks: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 
 from assay.audits import cases, registry
 from assay.audits.findings import Broke
-from assay.audits.laws.trial import Broken, Trial
+from assay.audits.laws.trial import Broken, Excused, Trial
 from assay.audits.mishap import checker_failed, ended, inexpressible, misfit
 from assay.audits.options import Options
 from assay.audits.search import search
@@ -196,8 +196,9 @@ def _trial(tally: Tally, judged: _Watched, params: Any, dtype: str) -> Trial:
     width, options = getattr(torch, dtype), tally.options
     inputs = tally.operation.build(params, width, torch.device(options.device))
     return Trial(
-        operation=tally.operation, params=params, inputs=inputs, dtype=width, subject=judged, seed=options.seed
-    )
+        operation=tally.operation, params=params, inputs=inputs, dtype=width, subject=judged, seed=options.seed,
+        refuses=functools.partial(_refused_by_form, tally),
+    )  # fmt: skip
 
 
 def _refused_by_form(tally: Tally, inputs: Any) -> str | None:
@@ -218,6 +219,10 @@ def _put(tally: Tally, law: Law, trial: Trial, judged: _Watched) -> Iterable[tup
     try:
         found = [(law.name, item) for item in law.check(trial)]
         tally.exercised[law.name] += 1
+    except Excused as excused:
+        tally.attempted[law.name] -= 1
+        tally.excuse(law.name, str(excused))
+        found = []
     except Broken as broken:
         if reason := inexpressible(broken.outcome):
             tally.attempted[law.name] -= 1

@@ -133,8 +133,9 @@ class Operation:
     ``params`` is the frozen, JSON-able record that describes a case; ``build`` makes the inputs record from it for a
     dtype and device, from its own generator; ``supports`` says why a case lies outside the operation's domain, or
     returns None. ``differentiable`` names the inputs that receive gradients. ``dtypes`` are audited unless others are
-    asked for; ``further_dtypes`` only then. ``manual`` gives further parts of the operation's manual page, each a title
-    with its lines.
+    asked for; ``further_dtypes`` only then. ``sums`` are outputs that may come in float32 from inputs of a lower
+    precision: what is added up over many tokens. ``manual`` gives further parts of the operation's manual page, each a
+    title with its lines.
     """
 
     name: str
@@ -149,6 +150,7 @@ class Operation:
     differentiable: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     further_dtypes: tuple[str, ...] = ()
+    sums: tuple[str, ...] = ()
     supports: Callable[[Any], str | None] = lambda _params: None
     level: Level = "function"
     manual: Callable[[], Mapping[str, tuple[str, ...]]] = dict

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from assay.audits import matrix, registry
 from assay.audits.components.mrope import rotate
-from assay.audits.laws.limits import FACTOR, ULPS, accumulation_eps, difference, excess, floor, norms, relative
+from assay.audits.laws.limits import FACTOR, FEW, ULPS, accumulation_eps, difference, excess, floor, norms, relative
 from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Evidence, Outputs, Verdict
 from assay.reference import mrope
@@ -123,11 +123,17 @@ def test_where_nothing_enters_a_row_any_error_counts() -> None:
 
 
 def test_the_floor_holds_what_storing_costs() -> None:
-    truth = torch.tensor([[1.0, 1.003]], dtype=torch.float64)
+    truth = torch.tensor([[1.0, 1.003] * FEW], dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
     stored = floor([truth], one, torch.bfloat16)
     assert float(stored[0, 0]) == pytest.approx(ULPS * EPS)
     assert float(stored[0, 1]) == pytest.approx(ULPS * EPS + abs(float(truth[0, 1].bfloat16()) - 1.003))
+
+
+def test_how_near_a_single_number_lies_to_one_of_the_dtype_is_luck() -> None:
+    truth = torch.tensor(1.0, dtype=torch.float64)
+    stored = floor([truth], torch.ones_like(truth), torch.bfloat16)
+    assert float(stored) == pytest.approx(ULPS * EPS + torch.finfo(torch.bfloat16).eps / 2)
 
 
 def test_a_truth_that_overflows_the_dtype_does_not_lift_the_floor() -> None:

@@ -60,7 +60,7 @@ def unused(trial: Trial) -> Iterator[Evidence]:
         alone = [run.grads(inputs, {name: grad}) for name, grad in trial.upstream.items()]
         added = {
             name: torch.stack([_gradient(part, name, inputs).double() for part in alone]).sum(0)
-            for name in trial.operation.differentiable
+            for name in trial.differentiable
         }
         yield from _pairs(trial, inputs, trial.upstream, added, together, "those of each output do not add up")
 
@@ -76,7 +76,7 @@ def frozen(trial: Trial) -> Iterator[Evidence]:
     Example: a backward that skips all its work where the first input is frozen.
     """
     first = trial.outcome
-    for name in trial.operation.differentiable:
+    for name in trial.differentiable:
         again = trial.call(trial.inputs, trial.upstream, Tape(requiring=(name,)))
         yield from _as_before(trial, first, again, (name,), f"another gradient where only {name} requires one")
 
@@ -91,7 +91,7 @@ def interleaved(trial: Trial) -> Iterator[Evidence]:
     """
     first, again = trial.outcome, trial.call(trial.inputs, trial.upstream, Tape(between=trial.other))
     message = "another gradient after a forward pass on other inputs"
-    yield from _as_before(trial, first, again, trial.operation.differentiable, message)
+    yield from _as_before(trial, first, again, trial.differentiable, message)
 
 
 def retained(trial: Trial) -> Iterator[Evidence]:
@@ -108,7 +108,7 @@ def retained(trial: Trial) -> Iterator[Evidence]:
         raise Broken(again, trial.inputs)
     if again.raised is None:
         message = "another gradient at the second backward pass"
-        yield from _as_before(trial, first, again, trial.operation.differentiable, message)
+        yield from _as_before(trial, first, again, trial.differentiable, message)
 
 
 def modes(trial: Trial) -> Iterator[Evidence]:
@@ -163,7 +163,7 @@ def _pairs(trial: Trial, inputs: Any, grads: Outputs, left: Outputs, right: Outp
     expect = trial.operation.expect
     assert isinstance(expect, Numeric)
     reach = expect.reach(inputs, grads)
-    for name in trial.operation.differentiable:
+    for name in trial.differentiable:
         one, other = (_gradient(side, name, inputs) for side in (left, right))
         yield Pair(where=f"grad:{name}", left=one, right=other, reach=reach[f"grad:{name}"], message=message)
 

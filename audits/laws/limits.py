@@ -20,6 +20,8 @@ from assay.audits.terms import Evidence
 
 FACTOR = 2.0
 ULPS = 4.0
+FEW = 4
+"""Of so few elements the error of rounding is not measured but bounded."""
 
 _ACCUMULATES = {torch.float64: torch.float64}
 
@@ -63,8 +65,15 @@ def difference(got: Tensor, truth: Tensor) -> Tensor:
 
 
 def rounding(truth: Tensor, dtype: torch.dtype) -> Tensor:
-    """What storing the truth in ``dtype`` costs, element by element; nothing where it overflows to infinity."""
-    rounded = truth.detach().double().to(dtype).double()
+    """What storing the truth in ``dtype`` costs, element by element; nothing where it overflows to infinity.
+
+    Of a few elements alone, half a unit in the last place: how near one number lies to one of the dtype is luck.
+    """
+    truth = truth.detach().double()
+    rounded = truth.to(dtype).double()
+    if truth.numel() <= FEW and truth.is_floating_point():
+        unit = truth.abs() * (torch.finfo(dtype).eps / 2)
+        return torch.where(torch.isfinite(rounded), unit, 0.0)
     return difference(rounded, truth).nan_to_num(posinf=0.0)
 
 

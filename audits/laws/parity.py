@@ -40,7 +40,7 @@ def gradients(trial: Trial) -> Iterator[Evidence]:
     Example: a backward that rotates by the same angle as the forward instead of the opposite one.
     """
     grads, truth = trial.outcome.grads, trial.truth.grads
-    for name in trial.operation.differentiable:
+    for name in trial.differentiable:
         if name not in grads or grads[name].shape != truth[name].shape:
             yield _missing(f"grad:{name}", grads.get(name), truth[name])
         else:
@@ -64,6 +64,8 @@ def returns(trial: Trial) -> Iterator[Evidence]:
         dtype = trial.dtype if wanted.is_floating_point() and trial.dtype.is_floating_point else wanted.dtype
         if wanted.dtype == torch.float64 and isinstance(trial.operation.expect, Exact):
             dtype = value.dtype if value.dtype in {torch.float32, torch.float64} else dtype
+        if name in trial.operation.sums and value.dtype == torch.float32:
+            dtype = value.dtype
         for what, got, want in (
             ("shape", tuple(value.shape), tuple(wanted.shape)),
             ("dtype", value.dtype, dtype),
@@ -97,7 +99,7 @@ def _numerically(trial: Trial, where: str, got: Tensor, truth: Tensor) -> Iterat
     found = excess(
         where,
         relative(difference(got, truth), scale),
-        floor([truth], scale, trial.dtype),
+        floor([truth], scale, got.dtype if where in trial.operation.sums else trial.dtype),
         lambda: ordinary_errors(trial, where, truth),
         "differs from the float64 reference",
     )

@@ -25,11 +25,16 @@ class Broken(Exception):
         self.inputs = inputs
 
 
+class Excused(Exception):
+    """A law finds that it says nothing about this case: the call form cannot express what it wants to ask."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """A candidate's subject with one built case of its operation.
 
-    Laws read ``inputs`` and make calls; every call that does not return raises :class:`Broken`.
+    Laws read ``inputs`` and make calls; every call that does not return raises :class:`Broken`. ``refuses`` says why
+    the candidate's call form cannot express an inputs record, or returns None.
     """
 
     operation: Operation
@@ -38,6 +43,7 @@ class Trial:
     dtype: torch.dtype
     subject: Subject
     seed: int = 0
+    refuses: Callable[[Any], str | None] = lambda _inputs: None
     _memo: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -77,6 +83,11 @@ class Trial:
         """Inputs of the case with another seed, for cases that have one: other values, in sizes that are parameters."""
         params = dataclasses.replace(self.params, seed=self.params.seed + 1)
         return self.operation.build(params, self.dtype, self.device)
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        """The inputs that get gradients, without those that the case leaves out."""
+        return tuple(name for name in self.operation.differentiable if getattr(self.inputs, name) is not None)
 
     @property
     def device(self) -> torch.device:

@@ -63,6 +63,7 @@ class Case:
     spread: Size = 61
     uniform: bool = False
     memory: Annotated[str, one_of(("view", "packed", "dense"))] = "view"
+    scale: Positive = 1.0
 
 
 def build(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -71,6 +72,8 @@ def build(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
     lanes = sum(case.sections)
     axes = mrope.lane_axes(case.layout, case.sections)
     q, k = _queries_and_keys(case, 2 * lanes + case.tail, generator)
+    for x in (q, k):
+        x.mul_(1.0 if dtype == torch.float16 else case.scale)  # float16 has no larger numbers
     shape = (int(axes.max()) + 1, case.batch, case.tokens)
     positions = case.start + torch.randint(0, case.spread, shape, generator=generator)
     positions = positions[:1].expand(shape) if case.uniform else positions
@@ -254,6 +257,7 @@ CASES = {
     "many-heads": Case(tokens=2, heads=40, kv_heads=8, sections=(1, 2, 3), seed=17),  # more than a tile of heads
     "group-of-eight": Case(tokens=3, batch=3, heads=16, kv_heads=2, sections=(2, 3, 3), seed=18),
     "d80": Case(tokens=3, heads=4, kv_heads=2, sections=(8, 16, 16), seed=19),  # no power of two
+    "large": Case(scale=2.0**14, seed=21),  # beyond float16, which some kernels compute in
     "apart": Case(spread=5000, seed=20),  # axes far from each other
 }
 

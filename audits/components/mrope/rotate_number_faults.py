@@ -151,4 +151,13 @@ def last_bit_depends_on_the_run(inputs: Inputs) -> Outputs:
     return {name: value * (1 + step) for name, value in reference(inputs).items()}
 
 
+@fault(NAME, "parity", "norm")
+def computed_in_float16(inputs: Inputs) -> Outputs:
+    """Queries and keys pass through float16, the only half precision that the kernel was written for.
+
+    Effect: infinite or NaN for large activations, which bfloat16 models have, and for no others.
+    """
+    return but(inputs, q=inputs.q.half().to(inputs.q), k=inputs.k.half().to(inputs.k))
+
+
 FAULTS = gathered(vars())

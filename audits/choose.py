@@ -78,9 +78,12 @@ def _operations(targets: tuple[str, ...]) -> tuple[Operation, ...]:
 def _known(families: tuple[str, ...]) -> tuple[str, ...]:
     installed = discovery.installed_families()
     for name in families:
-        if name not in installed:
+        if name not in installed and name not in (further := registry.further_families()):
             version = importlib.metadata.version("transformers")
-            message = f"transformers {version} has no multi-axis family {name!r}; it has: {', '.join(installed)}"
+            message = (
+                f"transformers {version} has no multi-axis family {name!r}; it has: {', '.join(installed)}; and for "
+                f"what needs no such axes: {', '.join(further)}"
+            )
             raise UsageError(message)
     return families
 

@@ -113,6 +113,12 @@ def family_candidate(operation_name: str, family: str, patch: str = "") -> Candi
     return candidate
 
 
+def further_families() -> tuple[str, ...]:
+    """Families beside those with multi-axis rotary that some component audits when they are asked for by name."""
+    offered = (getattr(_load(name, "operations"), "further_families", tuple) for name in component_names())
+    return tuple(sorted({family for names in offered for family in names()}))
+
+
 def families() -> Mapping[str, str]:
     """Every multi-axis family of the installed transformers, with what can be audited of it, or why nothing can."""
     from assay.audits.families import discovery

@@ -16,6 +16,8 @@ CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES
 
 def family_candidate(operation: str, name: str, patch: str) -> Candidate | None:
     """What the family ``name`` offers for an operation of this component."""
+    if name not in discovery.installed_families():
+        return None
     family = discovery.family(name)
     room: Any = next(room for room in _ROOMS if operation == room.NAME)
     if isinstance(family, str):

@@ -1,0 +1,1 @@
+"""Losses over tokens of which some are masked."""

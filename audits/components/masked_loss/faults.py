@@ -1,0 +1,23 @@
+"""All known wrong forms of the masked losses, gathered from one file per kind."""
+
+from __future__ import annotations
+
+from assay.audits.components.masked_loss import (
+    cross_entropy_faults,
+    gather_faults,
+    linear_faults,
+    model_faults,
+    regression_faults,
+    step_faults,
+    total_faults,
+)
+
+FAULTS = (
+    *cross_entropy_faults.FAULTS,
+    *linear_faults.FAULTS,
+    *regression_faults.FAULTS,
+    *gather_faults.FAULTS,
+    *total_faults.FAULTS,
+    *step_faults.FAULTS,
+    *model_faults.FAULTS,
+)

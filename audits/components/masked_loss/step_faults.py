@@ -1,0 +1,135 @@
+"""Wrong steps over micro-batches and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from assay.audits.components.masked_loss.step import IGNORED, NAME, Batches, Inputs, stepped
+from assay.audits.fault import fault, gathered
+from assay.audits.terms import Outputs
+from assay.reference import masked_loss
+
+Divisor = Callable[[list[Tensor], int, Any], Tensor | float]
+"""Scored labels of all micro-batches, the place of one of them, and the group, to what its sum is divided by."""
+
+
+def dividing(inputs: Inputs, divisor: Divisor, *, across: bool = True) -> Outputs:
+    """A step whose micro-batches are divided by ``divisor``; shifted across ranks where the layout asks for it."""
+
+    def step(head: Tensor, own: Batches, group: Any) -> Tensor:
+        joined = inputs.layout == "context" and across
+        scored = [
+            masked_loss.shift_across_ranks(labels, group, IGNORED)
+            if joined
+            else masked_loss.shift_labels(labels, IGNORED)
+            for _, labels in own
+        ]
+        told = head.new_zeros(())
+        for place, (hidden, _) in enumerate(own):
+            by = divisor(scored, place, group)
+            loss = masked_loss.linear_cross_entropy(hidden, head, scored[place], normaliser=by).value
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            told = told + loss.detach()
+        return told
+
+    return stepped(step, inputs)
+
+
+def counted(scored: list[Tensor], group: Any) -> Tensor:
+    """Tokens of all ranks and micro-batches, at least one."""
+    return masked_loss.global_count(masked_loss.accumulated_count(scored, shift=False), group).clamp(min=1)
+
+
+def right(scored: list[Tensor], _place: int, group: Any) -> Tensor | float:
+    """The divisor that makes averaged gradients those of the whole."""
+    return masked_loss.per_rank(counted(scored, group), dist.get_world_size(group))
+
+
+@fault(NAME, "cut", "parity", link="https://github.com/pytorch/torchtitan/pull/1803")
+def each_rank_its_own_mean(inputs: Inputs) -> Outputs:
+    """Each rank divides by its own tokens, and the gradients are averaged.
+
+    Effect: the tokens of a rank with few answers weigh more.
+    """
+    return dividing(
+        inputs, lambda scored, _place, _group: masked_loss.accumulated_count(scored, shift=False).clamp(min=1)
+    )
+
+
+@fault(NAME, "cut", "parity", link="https://github.com/huggingface/transformers/pull/34191")
+def mean_of_micro_means(inputs: Inputs) -> Outputs:
+    """Each micro-batch has a mean of its own, divided by the number of micro-batches.
+
+    Effect: the tokens of short answers weigh more than those of long ones.
+    """
+
+    def own(scored: list[Tensor], place: int, _group: Any) -> Tensor:
+        return masked_loss.valid_tokens(scored[place], shift=False).clamp(min=1) * len(scored)
+
+    return dividing(inputs, own)
+
+
+@fault(NAME, "cut", "parity", link="https://github.com/NVIDIA/Megatron-LM/issues/906")
+def averaged_over_ranks_too(inputs: Inputs) -> Outputs:
+    """The sum is divided by the tokens of all ranks, and the gradients are averaged over ranks on top.
+
+    Effect: the learning rate shrinks with the number of GPUs.
+    """
+    return dividing(inputs, lambda scored, _place, group: counted(scored, group))
+
+
+@fault(NAME, "cut", "parity", link="https://github.com/huggingface/transformers/issues/47688")
+def micro_batches_added_up(inputs: Inputs) -> Outputs:
+    """The mean of each micro-batch is added up, since the number of items was given and not used.
+
+    Effect: the gradient grows with the number of accumulation steps.
+    """
+
+    def own(scored: list[Tensor], place: int, _group: Any) -> Tensor:
+        return masked_loss.valid_tokens(scored[place], shift=False).clamp(min=1)
+
+    return dividing(inputs, own)
+
+
+@fault(NAME, "cut", "parity", link="https://github.com/huggingface/transformers/pull/48570")
+def shifted_within_the_shard(inputs: Inputs) -> Outputs:
+    """Each context-parallel rank shifts the labels it holds.
+
+    Effect: the last token of every shard is not trained on: the more ranks, the more of them.
+    """
+    return dividing(inputs, right, across=False)
+
+
+@fault(NAME, "uniform", "parity", link="https://github.com/modelscope/ms-swift/pull/9167")
+def counted_before_the_shift(inputs: Inputs) -> Outputs:
+    """The tokens are counted in labels that are not shifted yet.
+
+    Effect: the loss is slightly low where the first token of a sample is trained on.
+    """
+
+    def raw(_scored: list[Tensor], _place: int, group: Any) -> Tensor | float:
+        total = int((inputs.labels != IGNORED).sum()) + inputs.labels.shape[0]
+        return max(total, 1) / dist.get_world_size(group)
+
+    return dividing(inputs, raw)
+
+
+@fault(NAME, "order", "cut")
+def count_of_the_first_micro_batch(inputs: Inputs) -> Outputs:
+    """The number of tokens is read from the first micro-batch and kept for all.
+
+    Effect: the learning rate follows whichever micro-batch comes first.
+    """
+
+    def first(scored: list[Tensor], _place: int, group: Any) -> Tensor | float:
+        total = masked_loss.global_count(masked_loss.valid_tokens(scored[0], shift=False), group).clamp(min=1)
+        return masked_loss.per_rank(total * len(scored), dist.get_world_size(group))
+
+    return dividing(inputs, first)
+
+
+FAULTS = gathered(globals())

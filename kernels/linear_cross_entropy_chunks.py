@@ -187,7 +187,8 @@ def _chunk(rows: int, head: Tensor, rules: Rules, wanted: Wanted, budget: int | 
         wide = arithmetic(head.dtype).itemsize
         bytes_per_logit += wide * ((head.dtype.itemsize != wide) + bool(rules.softcap and wanted))
     budget = budget or (GPU_BUDGET if head.is_cuda else CPU_BUDGET)
-    return rows_per_chunk(rows, *head.shape, bytes_per_logit, budget, processors)
+    vocabulary, width = head.shape
+    return rows_per_chunk(rows, vocabulary, width, bytes_per_logit, budget, processors)
 
 
 def _gather(hidden: Tensor, places: Tensor, *, surplus: bool) -> Tensor:

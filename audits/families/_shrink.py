@@ -107,7 +107,7 @@ def _new(name: str, value: Any, fields: Iterable[str]) -> Any:
     return None
 
 
-def _number(name: str, value: float | None, fields: Iterable[str]) -> Any:
+def _number(name: str, value: Any, fields: Iterable[str]) -> Any:
     if value is not None and ("drop" in name or "jitter" in name):
         return type(value)(0)
     if isinstance(value, float):

@@ -173,7 +173,7 @@ def flat(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return inputs.logits.reshape(-1, inputs.logits.shape[-1]), labels.reshape(-1)
 
 
-def rowwise(loss: Any, inputs: Inputs) -> Outputs:
+def rowwise(loss: Any, inputs: tokens.Labelled) -> Outputs:
     """A flat function's answer in the shape of the labels."""
     return {"loss": loss.reshape(inputs.labels.shape) if inputs.reduction == "none" else loss}
 
@@ -213,11 +213,11 @@ def _causal(function: Callable[..., Any], inputs: Inputs) -> Outputs:
 PLAIN = {"weight": None, "softcap": None, "label_smoothing": 0.0, "z_loss": 0.0}
 
 
-def lacking(*able: str) -> Callable[[Inputs], str | None]:
+def lacking(*able: str) -> Callable[[Any], str | None]:
     """What a form cannot say, among the options that a case sets."""
     neutral: dict[str, Any] = PLAIN | {"normaliser": None, "ignore_index": -100}
 
-    def accepts(inputs: Inputs) -> str | None:
+    def accepts(inputs: tokens.Labelled) -> str | None:
         for name, value in neutral.items():
             if name not in able and getattr(inputs, name) != value and getattr(inputs, name) is not value:
                 return f"the form has no {name}"

@@ -58,7 +58,7 @@ def _forked(folder: Path, rank: int, world: int, work: Work) -> int:
 
 def _joined(folder: Path, rank: int, world: int, work: Work) -> dict[str, object]:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world)
+    store = torch._C._distributed_c10d.FileStore(str(folder / "store"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=SECONDS))
     found = {name: value.detach().cpu() for name, value in work(rank).items()}
     dist.barrier()  # a rank that leaves early takes the connections of the others with it

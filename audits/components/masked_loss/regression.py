@@ -67,7 +67,7 @@ class Inputs(tokens.Rows):
             longer["target"] = self.target
         grown = {name: tokens.longer(x, count, 0) for name, x in longer.items() if x is not None}
         grid = {} if self.indices is None else {"target": tokens.longer(self.target, 0, 0.5)}
-        return dataclasses.replace(self, **grown, **grid)
+        return self.but(**grown, **grid)
 
     def emptied(self) -> Self:
         """The record with nothing scored."""

@@ -70,8 +70,13 @@ class Rows:
     def samples(self, index: Tensor | slice) -> Self:
         """These samples of the batch."""
         own = {name: getattr(self, name) for name in self.PER_SAMPLE}
+        return self.but(**{name: x[index] for name, x in own.items() if x is not None})
+
+    def but(self, **changes: Any) -> Self:
+        """The record with some fields replaced."""
         record: Any = self
-        return dataclasses.replace(record, **{name: x[index] for name, x in own.items() if x is not None})
+        changed: Self = dataclasses.replace(record, **changes)
+        return changed
 
     def reasonable_step(self) -> float:
         """How far all rows may be moved for the loss to be nearly straight."""
@@ -117,8 +122,7 @@ class Labelled(Rows):
 
     def appended(self, count: int) -> Self:
         """More tokens and one more sample, all with the ignore index for a label."""
-        return dataclasses.replace(
-            self,
+        return self.but(
             labels=longer(self.labels, count, self.ignore_index),
             weight=None if self.weight is None else longer(self.weight, count, 1.5),
             **{self.ROWS: longer(getattr(self, self.ROWS), count, 0.75)},
@@ -189,12 +193,12 @@ def targets(labels_BS: Tensor, ignore_index: int, *, shift: bool) -> Tensor:
     return torch.cat([labels_BS[:, 1:], torch.full_like(labels_BS[:, :1], ignore_index)], dim=1)
 
 
-def valid(inputs: Any) -> Tensor:
+def valid(inputs: Labelled) -> Tensor:
     """[B,S] bool: which rows are scored."""
     return targets(inputs.labels, inputs.ignore_index, shift=inputs.shift) != inputs.ignore_index
 
 
-def row_weights(inputs: Any) -> Tensor:
+def row_weights(inputs: Labelled) -> Tensor:
     """[B,S] float64: the weight of each row, 1 without weights, 0 where it is not scored."""
     mask = valid(inputs)
     if inputs.weight is None:
@@ -204,7 +208,7 @@ def row_weights(inputs: Any) -> Tensor:
     return torch.where(mask, own, 0.0)
 
 
-def divisor(inputs: Any) -> float:
+def divisor(inputs: Labelled) -> float:
     """What the sum of weighted row losses is divided by; 1 where it is not."""
     if inputs.reduction != "mean":
         return 1.0
@@ -212,7 +216,7 @@ def divisor(inputs: Any) -> float:
     return (inputs.normaliser if inputs.normaliser is not None else own) or 1.0
 
 
-def reduced(rows_N: Tensor, valid_BS: Tensor, inputs: Any) -> Tensor:
+def reduced(rows_N: Tensor, valid_BS: Tensor, inputs: Labelled) -> Tensor:
     """Row losses of the valid tokens to what the case asks for, zeros where nothing is scored."""
     rows_N = rows_N * row_weights(inputs)[valid_BS].to(rows_N)
     if inputs.reduction == "none":
@@ -226,7 +230,7 @@ def row_reach(x: Tensor) -> Tensor:
     return x.amax(dim=-1, keepdim=True) if x.shape[-1] else x.new_zeros((*x.shape[:-1], 1))
 
 
-def reach(inputs: Any, largest_BS: Tensor, upstream: Outputs | None, name: str) -> Outputs:
+def reach(inputs: Labelled, largest_BS: Tensor, upstream: Outputs | None, name: str) -> Outputs:
     """The magnitudes that enter the loss and the gradient of ``name`` [B,S,...], from that of each row."""
     entering = largest_BS * _additions(inputs, largest_BS) * row_weights(inputs).abs()
     whole = entering.sum() / divisor(inputs)
@@ -237,7 +241,7 @@ def reach(inputs: Any, largest_BS: Tensor, upstream: Outputs | None, name: str) 
     return found
 
 
-def _additions(inputs: Any, largest_BS: Tensor) -> Tensor:
+def _additions(inputs: Labelled, largest_BS: Tensor) -> Tensor:
     """What the square of the log-sum-exp adds to what enters a row."""
     return 1 + 2 * inputs.z_loss * largest_BS
 

@@ -58,8 +58,10 @@ def _forked(folder: Path, rank: int, world: int, work: Work) -> int:
 
 def _joined(folder: Path, rank: int, world: int, work: Work) -> dict[str, object]:
     torch.set_num_threads(1)
-    store = torch._C._distributed_c10d.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=SECONDS))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world,
+        timeout=timedelta(seconds=SECONDS),
+    )  # fmt: skip
     found = {name: value.detach().cpu() for name, value in work(rank).items()}
     dist.barrier()  # a rank that leaves early takes the connections of the others with it
     return {name: (value.dtype, value.shape, value.contiguous().view(-1).tolist()) for name, value in found.items()}

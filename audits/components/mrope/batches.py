@@ -17,11 +17,17 @@ from assay.audits.laws.trial import Broken, Trial
 from assay.audits.mishap import inexpressible
 from assay.audits.terms import Outcome
 
+NO_ERRORS = frozenset({"timeout", "unloadable", "exit", "signal", "memory"})
+"""How a call may end without having said anything about its arguments."""
+
 
 def attempt(trial: Trial, inputs: Inputs) -> Outcome:
-    """One call that may end in an error of the candidate's own. Broken where the call form has no such call."""
+    """One call that may end in an error of the candidate's own.
+
+    Broken where it ended in any other way: the call form has no such call, or the process did not survive it.
+    """
     outcome = trial.subject.call(inputs)
-    if inexpressible(outcome):
+    if inexpressible(outcome) or (outcome.raised and outcome.raised.kind in NO_ERRORS):
         raise Broken(outcome, inputs)
     return outcome
 

@@ -16,7 +16,8 @@ from assay.audits.components.mrope.positions import NAME, Inputs
 from assay.audits.laws.limits import floor
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Law, Operation
+from assay.audits.mishap import ended
+from assay.audits.terms import Evidence, Law, Operation, Outcome, Outputs
 from assay.reference.mrope_rules import RULES
 
 
@@ -285,9 +286,8 @@ def unmasked(trial: Trial) -> Iterator[Evidence]:
     """
     for place, sample in enumerate(trial.params.samples):
         inputs = batches.rebuilt(trial, samples=(sample, sample), seed=trial.params.seed + place)
-        masked, bare = trial.run(inputs), trial.run(dataclasses.replace(inputs, absent=("attention_mask",)))
-        for name in trial.operation.outputs:
-            yield from exactly(name, bare[name], masked[name], f"sample {place} has other ids without a mask of ones")
+        bare = batches.attempt(trial, dataclasses.replace(inputs, absent=("attention_mask",)))
+        yield from _alike(bare, trial.run(inputs), f"sample {place} without attention_mask")
 
 
 def absent(trial: Trial) -> Iterator[Evidence]:
@@ -301,10 +301,8 @@ def absent(trial: Trial) -> Iterator[Evidence]:
     missing = tuple(f"{kind}_grids" for kind in ("image", "video") if kind not in trial.params.modalities)
     ways: dict[str, Any] = {"left out": {"absent": missing}, "of no rows": {"empty": missing}}
     for how, change in ways.items():
-        other = trial.run(dataclasses.replace(trial.inputs, **change))
-        for name in trial.operation.outputs:
-            message = f"other ids with {' and '.join(missing)} {how}"
-            yield from exactly(name, other[name], trial.outcome.values[name], message)
+        other = batches.attempt(trial, dataclasses.replace(trial.inputs, **change))
+        yield from _alike(other, trial.outcome.values, f"{' and '.join(missing)} {how}")
 
 
 def default_interval(trial: Trial) -> Iterator[Evidence]:
@@ -319,8 +317,17 @@ def default_interval(trial: Trial) -> Iterator[Evidence]:
     told = dataclasses.replace(trial.inputs, seconds_per_grid=ones)
     untold = batches.attempt(trial, dataclasses.replace(told, absent=("seconds_per_grid",)))
     if untold.raised is None:
-        for name, value in trial.run(told).items():
-            yield from exactly(name, untold.values[name], value, "no seconds are not one second")
+        yield from _alike(untold, trial.run(told), "no seconds are not one second")
+
+
+def _alike(got: Outcome, wanted: Outputs, message: str) -> Iterator[Evidence]:
+    """Evidence unless a call ended with the answer of another one; an error is an answer that differs."""
+    if got.raised:
+        evidence = ended(got)[1]
+        yield dataclasses.replace(evidence, message=f"{message}: {evidence.message}")
+        return
+    for name, value in wanted.items():
+        yield from exactly(name, got.values[name], value, f"{message}: the answer differs")
 
 
 def _slack(trial: Trial) -> float:

@@ -188,15 +188,14 @@ def test_the_gradient_at_the_label_is_rounded_once() -> None:
 
 @pytest.mark.parametrize("offset", [120.0, -120.0])
 def test_moving_all_logits_costs_no_accuracy(offset: float) -> None:
-    """Judged by the spread of the logits, which is what the loss depends on, instead of by their size."""
+    """Judged by the loss, which depends on the spread of the logits only, instead of by their size."""
     logits, labels, _, upstream = make(257)
-    moved = logits + offset
+    moved = logits / 30 + offset
     for options in ({}, {"label_smoothing": 0.2}):
         x = moved.detach().requires_grad_()
         expected = truth(x, labels, reduction="none", **options)
         value, _ = cross_entropy(x, labels, reduction="none", **options)
-        spread = float((moved.amax(-1) - moved.amin(-1)).max())
-        judge("value", value, expected, spread)
+        judge("value", value, expected, expected.detach().max())
         judge(
             "gradient",
             torch.autograd.grad(value, x, upstream)[0],
@@ -549,7 +548,8 @@ def sparse(elements: int) -> Tensor:
 @pytest.mark.skipif(GPU, reason="a GPU has no sparse memory")
 @pytest.mark.parametrize("far", [0, 1], ids=["batch", "position"])
 def test_more_than_two_billion_logits(far: int) -> None:
-    logits, labels, _, _ = make(17)
+    """The last row lies past 2**31, though the strides alone still fit 32 bits."""
+    logits, labels = (torch.cat([x, x]) for x in make(17)[:2])
     strides = [17 * S, 17, 1]
     strides[far] = 2**31 // (logits.shape[far] - 1) + 1000
     if far:
@@ -558,8 +558,6 @@ def test_more_than_two_billion_logits(far: int) -> None:
     distant = sparse(size).as_strided(logits.shape, strides).copy_(logits)
     assert size > 2**31
     assert_same(cross_entropy(distant, labels), cross_entropy(logits, labels))
-    rows = ops.rows_of(distant)
-    assert rows is not None
     ops.fused_op(distant, labels, None, None, "mean", False, -100, 0.0, 0.0, 0.0, False)
     x = logits.detach().requires_grad_()
     assert torch.equal(distant, torch.autograd.grad(cross_entropy(x, labels).value, x)[0])

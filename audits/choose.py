@@ -55,7 +55,8 @@ def plan(request: Request, describe: Describe | None = None) -> tuple[tuple[Oper
             raise UsageError(message)
         return pairs
     own = ((op, candidate) for op in operations for candidate in registry.candidates(op.name))
-    return (*own, *_of_families(operations, discovery.installed_families(), ""))
+    every = _of_families(operations, discovery.installed_families(), "")
+    return (*own, *((op, candidate) for op, candidate in every if not registry.on_request(candidate)))
 
 
 def _operations(targets: tuple[str, ...]) -> tuple[Operation, ...]:

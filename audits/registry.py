@@ -113,6 +113,12 @@ def family_candidate(operation_name: str, family: str, patch: str = "") -> Candi
     return candidate
 
 
+def on_request(candidate: Candidate) -> bool:
+    """Whether a family's candidate is audited only where the family is asked for by name."""
+    offered = getattr(_load(operation(candidate.operation).component, "operations"), "on_request", None)
+    return bool(offered and offered(candidate))
+
+
 def further_families() -> tuple[str, ...]:
     """Families beside those with multi-axis rotary that some component audits when they are asked for by name."""
     offered = (getattr(_load(name, "operations"), "further_families", tuple) for name in component_names())

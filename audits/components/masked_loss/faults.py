@@ -10,6 +10,7 @@ from assay.audits.components.masked_loss import (
     regression_faults,
     step_faults,
     total_faults,
+    trainer_faults,
 )
 
 FAULTS = (
@@ -20,4 +21,5 @@ FAULTS = (
     *total_faults.FAULTS,
     *step_faults.FAULTS,
     *model_faults.FAULTS,
+    *trainer_faults.FAULTS,
 )

@@ -10,9 +10,10 @@ from assay.audits.components.masked_loss import (
     step_laws,
     token_laws,
     total_laws,
+    trainer_laws,
 )
 
 LAWS = (
     *token_laws.LAWS, *label_laws.LAWS, *regression_laws.LAWS, *gather_laws.LAWS, *total_laws.LAWS, *step_laws.LAWS,
-    *model_laws.LAWS,
+    *model_laws.LAWS, *trainer_laws.LAWS,
 )  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from assay.audits.components.masked_loss import cross_entropy, gather, linear, model, regression, step, total
-from assay.audits.families import causal
+from assay.audits.components.masked_loss import cross_entropy, gather, linear, model, regression, step, total, trainer
+from assay.audits.families import causal, discovery
 from assay.audits.terms import Candidate
 
-_ROOMS: tuple[Any, ...] = (cross_entropy, linear, regression, gather, total, step, model)
+_ROOMS: tuple[Any, ...] = (cross_entropy, linear, regression, gather, total, step, model, trainer)
 
 OPERATIONS = tuple(room.OPERATION for room in _ROOMS)
 CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES)
@@ -16,9 +16,18 @@ CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES
 
 def family_candidate(operation: str, name: str, patch: str) -> Candidate | None:
     """What the family ``name`` offers for an operation of this component."""
-    return model.for_family(name, patch) if operation == model.NAME else None
+    rooms = {model.NAME: model.for_family, trainer.NAME: trainer.for_family}
+    return rooms[operation](name, patch) if operation in rooms else None
+
+
+def on_request(candidate: Candidate) -> bool:
+    """Whether a family is audited only where it is asked for by name.
+
+    A Trainer takes seconds to come up, and treats all families of a kind alike: some of each are in ``CANDIDATES``.
+    """
+    return candidate.operation == trainer.NAME
 
 
 def further_families() -> tuple[str, ...]:
     """Families that can be asked for by name beside those with multi-axis rotary."""
-    return tuple(causal.classes())
+    return tuple(name for name in causal.classes() if name not in discovery.installed_families())

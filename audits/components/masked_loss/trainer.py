@@ -1,0 +1,88 @@
+"""``masked_loss.trainer``: one optimiser step of transformers' own Trainer, over micro-batches of unequal counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from assay.audits.components.mrope.rotate import family_name
+from assay.audits.families import causal, discovery
+from assay.audits.families.trainer_run import StepCall
+from assay.audits.fields import Count, Samples, Size
+from assay.audits.terms import Candidate, Family, Operation, Relations
+
+NAME = "masked_loss.trainer"
+FACTORY = "assay.audits.families.trainer_run:implementation"
+DEFAULT_FAMILY = "llama"
+FAMILIES = ("llama", "qwen2_5_vl", "bart")
+"""Of the default audit: a family that is counted right, one that the Trainer hands no count, one that ignores it."""
+KERNEL = "assay.audits.patch_losses:kernel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Parameters of a case: the samples of a step, and in how many micro-batches they come.
+
+    ``smoothing`` is the Trainer's ``label_smoothing_factor``.
+    """
+
+    family: str = DEFAULT_FAMILY
+    samples: Samples = ("t9", "t3", "t6", "t4")
+    micro: Size = 4
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: Count = 0
+
+
+def build(case: Case, dtype: torch.dtype, _device: torch.device) -> StepCall:
+    """The step of a case; its micro-batches are made beside the model, in the worker."""
+    return StepCall(
+        samples=case.samples, micro=case.micro, smoothing=case.smoothing, seed=case.seed,
+        dtype=str(dtype).rpartition(".")[2],
+    )  # fmt: skip
+
+
+def supports(case: Case) -> str | None:
+    """Whether the samples go evenly into the micro-batches."""
+    if len(case.samples) % case.micro:
+        return f"{len(case.samples)} samples do not go into {case.micro} micro-batches"
+    return None
+
+
+CASES = {
+    "accumulated": Case(),
+    "smoothed": Case(smoothing=0.1, seed=1),
+}
+
+OPERATION = Operation(
+    name=NAME,
+    summary="one step of transformers' Trainer on a family's tiny model, over micro-batches of unequal counts",
+    params=Case,
+    build=build,
+    outputs=("loss",),
+    expect=Relations(),
+    forms=(),
+    cases=CASES,
+    strategy=None,
+    supports=supports,
+    dtypes=("float32",),
+    level="pipeline",
+)
+
+
+def _candidate(name: str, patch: str = "") -> Candidate:
+    return Candidate(
+        operation=NAME, name=family_name(name, patch), origin="transformers", scope={"family": name},
+        target={"kind": "factory", "ref": FACTORY, "operation": NAME, "family": name, "patch": patch},
+    )  # fmt: skip
+
+
+CANDIDATES = (*(_candidate(name) for name in FAMILIES), _candidate(DEFAULT_FAMILY, KERNEL))
+
+
+def for_family(name: str, patch: str) -> Candidate | None:
+    """The Trainer on a family's model, under a patch if there is one; None for a family that has no such loss."""
+    known = name in causal.classes() or isinstance(discovery.family(name), Family)
+    return _candidate(name, patch) if known else None

@@ -1,0 +1,99 @@
+"""The laws of a Trainer's step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.audits.components.masked_loss.trainer import NAME, Case
+from assay.audits.laws.limits import difference, excess, floor, relative
+from assay.audits.laws.trial import Trial
+from assay.audits.terms import Evidence, Law, Operation, Outputs
+
+
+def accumulated(trial: Trial) -> Iterator[Evidence]:
+    """A step over micro-batches is the step over one batch of all their samples: in loss, and in every parameter.
+
+    Why: gradient accumulation is a matter of memory. Where it changes the step, the learning rate that was tuned on
+    one machine is not the one that is used on another, or answers weigh more for being short.
+
+    Example: the mean of the micro-batches' means, for a class that says it takes no count of the step.
+    """
+    whole = _with(trial, micro=1)
+    message = f"{trial.inputs.micro} micro-batches are not one batch"
+    yield from _same(trial, trial.outcome.values, whole, message, sides=2)
+
+
+def reference(trial: Trial) -> Iterator[Evidence]:
+    """The step over one batch is the one that follows from the reference loss, label smoothing included.
+
+    Why: the Trainer computes some losses itself, in place of the model's. What it takes for the target of a position,
+    and what it divides by, decides what is trained.
+
+    Example: label smoothing that scores a position against its own token, for classes that a list does not name.
+    """
+    message = "one batch is not trained on the reference loss"
+    yield from _same(trial, _with(trial, micro=1), _specified(trial), message, sides=1)
+
+
+def _with(trial: Trial, **changes: Any) -> Outputs:
+    key = "with " + repr(sorted(changes.items()))
+    found: Outputs = trial.once(key, lambda: trial.run(dataclasses.replace(trial.inputs, **changes)))
+    return found
+
+
+def _specified(trial: Trial) -> Outputs:
+    """The step that the specification asks for, in float64."""
+    return _with(trial, by="reference", dtype="float64")
+
+
+def _same(trial: Trial, got: Outputs, want: Outputs, message: str, *, sides: int) -> Iterator[Evidence]:
+    """Loss and moves agree, up to what float32 costs so many sides; the worst parameter stands for all."""
+    broken = []
+    for name in want:
+        reach = _reach(trial, name)
+        error, ordinary = relative(difference(got[name], want[name]), reach), functools.partial(_errors, trial, name)
+        spread = functools.partial(_scaled, ordinary, sides)
+        found = excess(name, error, floor([], reach, torch.float32), spread, message)
+        if found:
+            broken.append(found)
+    yield from (item for item in broken if item.where == "loss")
+    wrong = [item for item in broken if item.where != "loss"]
+    if wrong:
+        worst = max(wrong, key=lambda item: float(item.measured) / float(item.limit))
+        label = worst.where.partition(":")[2]
+        text = f"{label}: {worst.message} ({len(wrong)} differ)"
+        yield dataclasses.replace(worst, where="parameters", message=text)
+
+
+def _reach(trial: Trial, name: str) -> Tensor:
+    """What rounding is proportional to: the loss, and for a move the largest move or the ulps of its parameter."""
+    out = _specified(trial)
+    if name == "loss":
+        return out["loss"].double()
+    return torch.stack([value.abs().max() for key, value in out.items() if key != "loss" and value.numel()]).max()
+
+
+def _errors(trial: Trial, name: str) -> list[Tensor]:
+    """What float32 costs the specification's own step, the rounding of the parameters themselves included."""
+    narrow, wide = _with(trial, by="reference", dtype="float32"), _specified(trial)
+    return [relative(difference(narrow[name], wide[name]), _reach(trial, name))]
+
+
+def _scaled(errors: Callable[[], list[Tensor]], sides: int) -> list[Tensor]:
+    return [error * sides for error in errors()]
+
+
+def _several(_operation: Operation, case: Case) -> str | None:
+    return None if case.micro > 1 else "one micro-batch"
+
+
+LAWS = (
+    Law(name="accumulated", operations=(NAME,), check=accumulated, doc=accumulated.__doc__ or "", applies=_several),
+    Law(name="reference", operations=(NAME,), check=reference, doc=reference.__doc__ or ""),
+)

@@ -1,0 +1,89 @@
+"""Transformers' own Trainer: what its step over micro-batches is, and that its faults are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from assay.audits import matrix, registry
+from assay.audits.choose import Request, plan
+from assay.audits.components.masked_loss import trainer, trainer_faults
+from assay.audits.families import trainer_run
+from assay.audits.families.loss_run import loaded
+from assay.audits.run import Options, audit
+from assay.audits.terms import Candidate, Fault, Report, Verdict
+
+FAULTS = registry.faults(trainer.NAME)
+
+pytestmark = pytest.mark.skipif(find_spec("accelerate") is None, reason="the Trainer needs accelerate")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    trainer_faults.clean(trainer.build(trainer.Case(), torch.float32, torch.device("cpu")))  # imports set variables
+    yield
+    torch.set_num_threads(threads)
+
+
+def _report(name: str, target: dict[str, str]) -> Report:
+    candidate = Candidate(operation=trainer.NAME, name=name, target=target, trusted=True, scope={"family": name})
+    return audit(registry.operation(trainer.NAME), candidate, Options(examples=0))
+
+
+def _findings(name: str, patch: str = "") -> set[str]:
+    report = _report(name, {"kind": "factory", "ref": trainer.FACTORY, "family": name, "patch": patch})
+    return {
+        f"{item.rule.rpartition('.')[2]} {item.case} {item.where}"
+        for item in report.findings
+        if item.verdict == Verdict.FAIL
+    }
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_each_named_law_convicts(fault: Fault) -> None:
+    assert set(fault.caught_by) <= matrix.caught(fault, fault.caught_by, enough=set(fault.caught_by).issubset)
+
+
+def test_every_law_of_a_step_must_catch_a_fault() -> None:
+    named = {law for fault in FAULTS for law in fault.caught_by}
+    assert {law.name for law in matrix.applicable(registry.operation(trainer.NAME))} - named - {"mutates"} == set()
+
+
+def test_the_trainer_as_it_is_is_not_convicted() -> None:
+    target = {"kind": "import", "ref": f"{trainer_faults.__name__}:clean", "operation": trainer.NAME}
+    report = _report("llama", target)
+    assert report.findings == ()
+    assert report.verdict == Verdict.PASS
+
+
+def test_the_fused_loss_is_right_under_the_trainer() -> None:
+    assert _findings("llama", trainer.KERNEL) == set()
+
+
+def test_what_transformers_gets_wrong() -> None:
+    """A class that takes no count of the step, a forward that ignores it, smoothing without a shift, or with two."""
+    if not getattr(type(loaded("qwen2_5_vl").build(0)), "accepts_loss_kwargs", True):
+        assert "accumulated accumulated parameters" in _findings("qwen2_5_vl")
+    assert {"accumulated accumulated parameters", "reference smoothed parameters"} <= _findings("bart")
+
+
+def test_without_accelerate_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_run, "find_spec", lambda _name: None)
+    with pytest.raises(LookupError, match="accelerate is not installed"):
+        trainer_run.Step(loaded("llama"))
+
+
+def test_other_families_are_asked_for_by_name() -> None:
+    every = {candidate.name for op, candidate in plan(Request(targets=(trainer.NAME,)))}
+    assert every == {*trainer.FAMILIES, f"llama+{trainer.KERNEL}"}
+    named = plan(Request(targets=(trainer.NAME,), families=("glm4v", "olmo2")))
+    assert [candidate.name for _, candidate in named] == ["glm4v", "olmo2"]
+
+
+def test_samples_go_into_the_micro_batches() -> None:
+    assert trainer.supports(trainer.Case(micro=3)) == "4 samples do not go into 3 micro-batches"

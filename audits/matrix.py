@@ -13,12 +13,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from assay.audits import registry
-from assay.audits.laws.shared import MACHINE_RULES
+from assay.audits.laws.shared import COMPARISONS, MACHINE_RULES
 from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Fault, Law, Operation, Report, Verdict
 
-BY_COMPARISON = frozenset({"parity", "gradients", "returns"})
-"""Laws that compare with the reference. What only they catch, no relation notices."""
+BY_COMPARISON = COMPARISONS
 
 Row = frozenset[str]
 """The rules by which one fault was convicted."""

@@ -11,6 +11,7 @@ import torch
 
 from assay.audits import cases, registry
 from assay.audits.findings import Broke
+from assay.audits.laws.shared import COMPARISONS
 from assay.audits.laws.trial import Broken, Excused, Trial
 from assay.audits.mishap import checker_failed, ended, inexpressible, misfit
 from assay.audits.options import Options
@@ -25,7 +26,7 @@ __all__ = ["Options", "audit", "merge"]
 MAX_DEATHS = 3
 """A candidate that has ended its process so often is asked no more: each new process imports it again."""
 COSTLY = 5
-"""By how much the search of a costly candidate is cut on a CPU. Its named cases are all put to it."""
+"""By how much the search of a costly candidate is cut on a CPU, and the cases that its relations are asked on."""
 TRIES = 2
 """Of how many cases a finding's command is tried, the worst ones first."""
 NOTES = {
@@ -164,7 +165,7 @@ def _hunt(tally: Tally, judged: _Watched, laws: tuple[Law, ...], dtype: str) -> 
         return bool(fresh)
 
     examples = tally.options.examples
-    if tally.candidate.costly and tally.options.device == "cpu":
+    if tally.costly:
         examples = -(-examples // COSTLY)
     smallest = search(tally.operation, breaks, examples=examples, seed=tally.options.seed)
     return best[repr(smallest)] if smallest is not None else []
@@ -179,6 +180,7 @@ def _exercise(tally: Tally, judged: _Watched, laws: tuple[Law, ...], params: Any
         trial = None if reason else _trial(tally, judged, params, dtype)
         reason = reason or _refused_by_form(tally, trial.inputs if trial else None)
         applying = [law for law in laws if not _excused(tally, law, params, reason)]
+        applying = [law for law in applying if not _spared(tally, law, dtype)]
     except Exception as error:  # noqa: BLE001 - a failing checker must not pass or stop the audit
         yield Broke(rule="checker-failed", case=case, dtype=dtype, evidence=checker_failed("case", error))
         return
@@ -211,6 +213,20 @@ def _excused(tally: Tally, law: Law, params: Any, reason: str | None) -> bool:
     if why_not:
         tally.excuse(law.name, why_not)
     return bool(why_not)
+
+
+def _spared(tally: Tally, law: Law, dtype: str) -> bool:
+    """Whether a costly candidate is spared a relation on this case, which others of its cases stand for.
+
+    All named cases are compared with the reference; relations, which take many calls, are asked on every fifth.
+    """
+    if not tally.costly or law.name in COMPARISONS:
+        return False
+    tally.offered[law.name, dtype] += 1
+    spared = tally.offered[law.name, dtype] % COSTLY != 1
+    if spared:
+        tally.excuse(law.name, f"a costly candidate is asked on every {COSTLY}th case on a CPU")
+    return spared
 
 
 def _put(tally: Tally, law: Law, trial: Trial, judged: _Watched) -> Iterable[tuple[str, Evidence]]:

@@ -22,7 +22,7 @@ Confirm = Callable[[list[Broke]], Broke]
 class Tally:
     """Evidence by law, and how often each law was put to the candidate, exercised to its end, or inapplicable.
 
-    ``gone`` candidates do not answer any more, and are asked no more.
+    ``gone`` candidates do not answer any more, and are asked no more. ``offered`` counts a law's cases.
     """
 
     operation: Operation
@@ -30,9 +30,15 @@ class Tally:
     options: Options
     broke: list[Broke] = field(default_factory=list)
     attempted: Counter[str] = field(default_factory=Counter)
+    offered: Counter[tuple[str, str]] = field(default_factory=Counter)
     exercised: Counter[str] = field(default_factory=Counter)
     inapplicable: dict[str, Counter[str]] = field(default_factory=dict)
     gone: bool = False
+
+    @property
+    def costly(self) -> bool:
+        """Whether cases are to be saved: not on a GPU, and not where a case was asked for by name."""
+        return self.candidate.costly and self.options.device == "cpu" and not self.options.cases
 
     def silent(self, law: str) -> bool:
         """Whether a law that applied somewhere was never exercised to its end."""

@@ -26,6 +26,8 @@ MACHINE_RULES = {
     "checker-failed": "The checker itself did not fail; where it did, the candidate is UNKNOWN, not passed.",
 }
 """Rules that the judge itself reports, with their manual pages."""
+COMPARISONS = frozenset({"parity", "gradients", "returns"})
+"""Laws that compare with the reference. What only they catch, no relation notices."""
 
 
 def laws(operation: Operation) -> tuple[Law, ...]:

@@ -218,15 +218,18 @@ def _excused(tally: Tally, law: Law, params: Any, reason: str | None) -> bool:
 def _spared(tally: Tally, law: Law, dtype: str) -> bool:
     """Whether a costly candidate is spared a relation on this case, which others of its cases stand for.
 
-    All named cases are compared with the reference; relations, which take many calls, are asked on every fifth.
+    All named cases are compared with the reference, in every dtype. Relations, which take many calls, are asked in the
+    first dtype, on every fifth case.
     """
     if not tally.costly or law.name in COMPARISONS:
         return False
-    tally.offered[law.name, dtype] += 1
-    spared = tally.offered[law.name, dtype] % COSTLY != 1
-    if spared:
-        tally.excuse(law.name, f"a costly candidate is asked on every {COSTLY}th case on a CPU")
-    return spared
+    first = (tally.options.dtypes or tally.operation.dtypes)[0]
+    if dtype == first:
+        tally.offered[law.name] += 1
+        if tally.offered[law.name] % COSTLY == 1:
+            return False
+    tally.excuse(law.name, f"a costly candidate is asked in {first}, on every {COSTLY}th case, on a CPU")
+    return True
 
 
 def _put(tally: Tally, law: Law, trial: Trial, judged: _Watched) -> Iterable[tuple[str, Evidence]]:

@@ -30,7 +30,7 @@ class Tally:
     options: Options
     broke: list[Broke] = field(default_factory=list)
     attempted: Counter[str] = field(default_factory=Counter)
-    offered: Counter[tuple[str, str]] = field(default_factory=Counter)
+    offered: Counter[str] = field(default_factory=Counter)
     exercised: Counter[str] = field(default_factory=Counter)
     inapplicable: dict[str, Counter[str]] = field(default_factory=dict)
     gone: bool = False

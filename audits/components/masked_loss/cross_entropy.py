@@ -158,9 +158,9 @@ CASES = {
     "one-row": Case(batch=1, length=1, masked="none", seed=18),
     "one-label": Case(batch=3, length=9, masked="one", seed=19),
     "one-column": Case(vocab=1, seed=20),
-    "ragged": Case(batch=5, length=11, masked="ragged", shift=True, seed=21),
+    "ragged": Case(batch=5, length=7, masked="ragged", shift=True, seed=21),
     "wide": Case(vocab=1031, length=3, seed=22),  # a prime, more than a tile
-    "many-rows": Case(batch=3, length=67, vocab=13, seed=23),
+    "many-rows": Case(batch=3, length=23, vocab=13, seed=23),
     "no-sample": Case(batch=0, seed=24),
     "padded-vocabulary": Case(memory="padded", seed=25),
     "confident": Case(scale=12.0, seed=26),

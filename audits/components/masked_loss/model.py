@@ -18,7 +18,7 @@ FACTORY = "assay.audits.families.loss_run:implementation"
 DEFAULT_FAMILY = "qwen3_vl"
 """The family of a case that names none."""
 TEXT_FAMILIES = (
-    "llama", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "olmo2", "cohere", "granite", "gpt2", "mixtral",
+    "llama", "gemma2", "cohere", "gpt2", "mixtral",
     "llava",
 )  # fmt: skip
 """Further families of the default audit: soft-caps, logit scales, tied and biased heads, experts. Any other by name."""

@@ -157,7 +157,8 @@ def empty(trial: Trial) -> Iterator[Evidence]:
             if bool((value != 0).any()):
                 wrong = float(value[value != 0].flatten()[0])
                 yield Evidence(
-                    where=f"{where.partition(':')[0].replace('grad', 'gradients')}{said}", measured=wrong, limit=0.0,
+                    where=f"{where.partition(':')[0].replace('grad', 'gradients')}{said}",
+                    measured=f"{wrong:g} over no token", limit="0",
                     message=f"nothing is trained on, and {where} is not zero",
                 )  # fmt: skip
                 break

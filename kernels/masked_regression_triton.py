@@ -26,7 +26,7 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 @triton.jit
 def _power(size, power):
-    """|d|^(power - 1), and |d|^power / power; both 0 at 0.
+    """|d|^(power - 1), at 0 any finite number, and |d|^power / power.
 
     In float64: at power 3 the hardware's fp32 logarithm alone would cost four units in the last place.
     """
@@ -34,7 +34,7 @@ def _power(size, power):
     wide = tl.where(nothing, 1.0, size).to(tl.float64)
     slope = tl.exp2((power - 1.0) * tl.log2(wide))
     loss = slope * wide / power
-    return tl.where(nothing, 0.0, slope.to(tl.float32)), tl.where(nothing, 0.0, loss.to(tl.float32))
+    return slope.to(tl.float32), tl.where(nothing, 0.0, loss.to(tl.float32))
 
 
 @triton.jit

@@ -37,10 +37,10 @@ CASES = {
     "elements": Case(768, "l1", by_element=True),
     "power": Case(1408, "power", 1.5, normalise=True, gathered=True, registers=192),  # fp64 logarithms
     "wide-power": Case(8192, "power", 1.5, normalise=True, weighted=True, registers=128),  # the widest row
-    "cosine": Case(1408, "cosine", normalise=True, gathered=True, registers=104),
+    "cosine": Case(1408, "cosine", normalise=True, gathered=True, registers=112),
     "wide-cosine": Case(8192, "cosine", weighted=True, registers=128),
     "by-eight": Case(1000, "mse", normalise=True, target="fp32"),  # a multiple of 8 and not of 16; mixed dtypes
-    "vision": Case(80, "smooth_l1", 0.5, normalise=True, gathered=True, registers=104),  # sixteen rows a program
+    "vision": Case(80, "smooth_l1", 0.5, normalise=True, gathered=True, registers=112),  # sixteen rows a program
 }
 MODES = ("value", "gradient", "fused", "each", "gradient-of-each")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -130,7 +130,7 @@ def _differentiated(values: Outputs, leaves: dict[str, Tensor], upstream: Output
     """Gradients of the leaves, walking back ``walks`` times; the last ones."""
     heads = [(values[name], grad) for name, grad in upstream.items() if name in values]
     # What has another shape has no such gradient: its absence is found, beside the shape.
-    live = [(value, grad.to(value.dtype)) for value, grad in heads if value.requires_grad and _fits(value, grad)]
+    live = [(value, grad.to(value.dtype)) for value, grad in heads if _recorded(value) and _fits(value, grad)]
     found: tuple[Tensor | None, ...] = (None,) * len(leaves)
     for walk in range(walks if live else 0):
         found = torch.autograd.grad(
@@ -141,6 +141,11 @@ def _differentiated(values: Outputs, leaves: dict[str, Tensor], upstream: Output
             allow_unused=True,
         )
     return {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
+
+
+def _recorded(value: Tensor) -> bool:
+    """Whether autograd has a record of it. A view that was taken where nothing is recorded has none, and still asks."""
+    return value.requires_grad and (value.grad_fn is not None or not value._is_view())
 
 
 def _fits(value: Tensor, grad: Tensor) -> bool:

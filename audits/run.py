@@ -138,7 +138,7 @@ def _subject(tally: Tally, server: Server | None) -> _Watched | None:
 def _judge(tally: Tally, judged: _Watched, laws: tuple[Law, ...], dtype: str) -> None:
     operation, options = tally.operation, tally.options
     chosen = [cases.parse(operation, name) for name in options.cases] or list(operation.cases.values())
-    for params in (replace(case, **tally.candidate.scope) for case in chosen):
+    for params in (replace(case, **tally.scope) for case in chosen):
         tally.broke.extend(_exercise(tally, judged, laws, params, dtype))
         if tally.gone:
             return
@@ -158,7 +158,7 @@ def _hunt(tally: Tally, judged: _Watched, laws: tuple[Law, ...], dtype: str) -> 
     best: dict[str, list[Broke]] = {}
 
     def breaks(params: Any) -> bool:
-        scoped = replace(params, **tally.candidate.scope)
+        scoped = replace(params, **tally.scope)
         fresh = [item for item in _exercise(tally, judged, open_laws, scoped, dtype) if item.rule not in known]
         if fresh:
             best[repr(params)] = fresh
@@ -174,7 +174,7 @@ def _hunt(tally: Tally, judged: _Watched, laws: tuple[Law, ...], dtype: str) -> 
 def _exercise(tally: Tally, judged: _Watched, laws: tuple[Law, ...], params: Any, dtype: str) -> Iterator[Broke]:
     """Put one case to each law. Stops when the candidate no longer answers."""
     operation = tally.operation
-    case = cases.text(operation, params, tally.candidate.scope)
+    case = cases.text(operation, params, tally.scope)
     try:
         reason = operation.supports(params)
         trial = None if reason else _trial(tally, judged, params, dtype)

@@ -6,7 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
+from assay.audits import registry
 from assay.audits.environment import environment
 from assay.audits.findings import Broke, finding
 from assay.audits.options import Options
@@ -34,6 +36,12 @@ class Tally:
     exercised: Counter[str] = field(default_factory=Counter)
     inapplicable: dict[str, Counter[str]] = field(default_factory=dict)
     gone: bool = False
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """The case parameters that the call form and the candidate fix."""
+        form = self.candidate.form
+        return {**(registry.form(self.operation.name, form).fixes if form else {}), **self.candidate.scope}
 
     @property
     def costly(self) -> bool:

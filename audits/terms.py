@@ -117,6 +117,7 @@ class Form:
 
     ``parameters`` are the foreign function's leading parameter names, by which a form is recognised; ``accepts``
     returns None when the form can express the inputs, else the reason why not; ``call`` runs the foreign function.
+    ``fixes`` are case parameters that the form leaves no choice of: all cases are put to it with these values.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Form:
     parameters: tuple[str, ...]
     call: Callable[[Callable[..., Any], Any], Outputs]
     accepts: Callable[[Any], str | None] = lambda _inputs: None
+    fixes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +136,8 @@ class Operation:
     dtype and device, from its own generator; ``supports`` says why a case lies outside the operation's domain, or
     returns None. ``differentiable`` names the inputs that receive gradients. ``dtypes`` are audited unless others are
     asked for; ``further_dtypes`` only then. ``sums`` are outputs that may come in float32 from inputs of a lower
-    precision: what is added up over many tokens. ``manual`` gives further parts of the operation's manual page, each a
-    title with its lines.
+    precision: what is added up over many tokens. ``scalars``: every output is a single number.
+    ``manual`` gives further parts of the operation's manual page, each a title with its lines.
     """
 
     name: str
@@ -151,6 +153,7 @@ class Operation:
     dtypes: tuple[str, ...] = ()
     further_dtypes: tuple[str, ...] = ()
     sums: tuple[str, ...] = ()
+    scalars: bool = False
     supports: Callable[[Any], str | None] = lambda _params: None
     level: Level = "function"
     manual: Callable[[], Mapping[str, tuple[str, ...]]] = dict

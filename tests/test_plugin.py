@@ -166,12 +166,19 @@ def _decorated(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _elsewhere() -> Callable[..., Any]:
+    """A function of a module that only this process has loaded."""
+    wrapped = partial(print)
+    wrapped.__module__, wrapped.__qualname__ = "loaded_here_only", "function"  # type: ignore[attr-defined]
+    return wrapped
+
+
 @pytest.mark.parametrize(
     ("function", "why"),
     [
         (partial(print), "it has no name"),
         (lambda q: q, "it is a lambda or local"),
-        (_decorated, "is not on the import path"),
+        (_elsewhere(), "is not on the import path"),
         (_decorated(address.of), "is another object"),
     ],
     ids=["partial", "lambda", "test module", "wrapped"],

@@ -180,6 +180,11 @@ def _transposed(grad: Tensor) -> Tensor:
     return grad.transpose(*pair).contiguous().transpose(*pair)
 
 
+def laid_out(operation: Operation, _params: object) -> str | None:
+    """For :func:`upstream`."""
+    return "a single number has no layout" if operation.scalars else None
+
+
 def several_outputs(operation: Operation, _params: object) -> str | None:
     """Applies where one output may be used without another."""
     return None if len(operation.outputs) > 1 else "the operation has one output"

@@ -45,7 +45,7 @@ def laws(operation: Operation) -> tuple[Law, ...]:
 
 def _differentiation(operation: Operation) -> tuple[Law, ...]:
     return (
-        _law("upstream", autograd.upstream, operation),
+        _law("upstream", autograd.upstream, operation, autograd.laid_out),
         _law("unused", autograd.unused, operation, autograd.several_outputs),
         _law("frozen", autograd.frozen, operation, autograd.several_inputs),
         _law("interleaved", autograd.interleaved, operation, autograd.seeded),

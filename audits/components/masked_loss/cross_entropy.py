@@ -164,6 +164,8 @@ CASES = {
     "no-sample": Case(batch=0, seed=24),
     "padded-vocabulary": Case(memory="padded", seed=25),
     "confident": Case(scale=12.0, seed=26),
+    "one-sample": Case(batch=1, length=5, seed=27),
+    "long": Case(batch=1, length=530, vocab=3, masked="ragged", seed=28),  # more rows than a chunk of 512
 }
 
 
@@ -246,6 +248,10 @@ def _rows_only(inputs: Inputs) -> str | None:
     return lacking()(inputs)
 
 
+SIMPLE: dict[str, Any] = {"weighted": False, "softcap": None, "z_loss": 0.0, "normaliser": None}
+MEAN: dict[str, Any] = {**SIMPLE, "label_smoothing": 0.0, "reduction": "mean", "ignore_index": -100}
+"""Case parameters of a form that is a mean and nothing else."""
+
 FORMS = (
     Form(
         name="assay",
@@ -259,6 +265,7 @@ FORMS = (
         parameters=("logits", "labels", "vocab_size", "num_items_in_batch"),
         call=_hf,
         accepts=_hf_only,
+        fixes={"weighted": False, "softcap": None, "z_loss": 0.0, "label_smoothing": 0.0, "reduction": "mean"},
     ),
     Form(
         name="torch",
@@ -266,6 +273,7 @@ FORMS = (
         parameters=("input", "target"),
         call=_torch,
         accepts=lacking("label_smoothing", "ignore_index"),
+        fixes=SIMPLE,
     ),
     Form(
         name="liger",
@@ -273,6 +281,7 @@ FORMS = (
         parameters=("input", "target", "weight", "ignore_index"),
         call=_liger,
         accepts=lacking("label_smoothing", "ignore_index", "softcap", "z_loss"),
+        fixes={"weighted": False, "normaliser": None},
     ),
     Form(
         name="causal",
@@ -280,6 +289,7 @@ FORMS = (
         parameters=("logits", "labels"),
         call=_causal,
         accepts=_causal_only,
+        fixes={**MEAN, "shift": True},
     ),
     Form(
         name="rows",
@@ -287,6 +297,7 @@ FORMS = (
         parameters=("logits", "labels"),
         call=_causal,
         accepts=_rows_only,
+        fixes={**MEAN, "shift": False},
     ),
 )
 

@@ -316,7 +316,7 @@ def columns_beyond_a_tile_lost(inputs: Inputs) -> Outputs:
     return but(inputs, logits=torch.where(kept, inputs.logits, low))
 
 
-@fault(NAME, "parity")
+@fault(NAME, "uniform", "parity")
 def z_loss_of_the_largest(inputs: Inputs) -> Outputs:
     """The z-loss squares the largest logit instead of the log-sum-exp.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from assay.audits.components.masked_loss import (
+    conduct_faults,
     cross_entropy_faults,
     gather_faults,
     linear_faults,
@@ -14,6 +15,7 @@ from assay.audits.components.masked_loss import (
 )
 
 FAULTS = (
+    *conduct_faults.FAULTS,
     *cross_entropy_faults.FAULTS,
     *linear_faults.FAULTS,
     *regression_faults.FAULTS,

@@ -46,7 +46,7 @@ def ragged(trial: Trial) -> Iterator[Evidence]:
     Why: boolean indexing over a batch gives one flat list. Cutting it into equal rows works for every batch whose
     samples happen to choose as many tokens, and mixes samples as soon as they do not.
 
-    Example: ``features[mask].view(B, -1, D)``.
+    Example: The rows of ``features[mask].view(B, -1, D)``.
     """
     inputs: Inputs = trial.inputs
     batch, grid = inputs.features.shape[:2]

@@ -56,7 +56,7 @@ def refuses(trial: Trial) -> Iterator[Evidence]:
     if not bool(scored.any()):
         return
     place = tuple(int(i) for i in torch.nonzero(scored)[0])
-    outside = (_vocabulary(inputs), _vocabulary(inputs) + 7, -7, -8)
+    outside = (_vocabulary(inputs), _vocabulary(inputs) + 7, -1, -7, -100)
     for wrong in (label for label in outside if label != inputs.ignore_index):
         labels = inputs.labels.clone()
         labels[place[0], place[1] + int(inputs.shift)] = wrong

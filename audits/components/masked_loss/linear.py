@@ -138,6 +138,8 @@ CASES = {
     "many-rows": Case(batch=3, length=23, vocab=13, seed=23),
     "no-sample": Case(batch=0, seed=24),
     "far": Case(scale=40.0, seed=25),
+    "one-sample": Case(batch=1, length=5, seed=26),
+    "long": Case(batch=1, length=530, vocab=3, width=4, masked="ragged", seed=27),  # more rows than a chunk of 512
 }
 
 
@@ -195,6 +197,7 @@ FORMS = (
         parameters=("input", "weight", "target", "bias"),
         call=_liger,
         accepts=cross_entropy.lacking("label_smoothing", "ignore_index", "softcap", "z_loss"),
+        fixes={"weighted": False, "normaliser": None},
     ),
     Form(
         name="cce",
@@ -202,6 +205,7 @@ FORMS = (
         parameters=("e", "c", "targets", "bias"),
         call=_cce,
         accepts=cross_entropy.lacking("ignore_index", "softcap"),
+        fixes={"weighted": False, "normaliser": None, "label_smoothing": 0.0, "z_loss": 0.0},
     ),
     Form(
         name="plain",
@@ -209,6 +213,7 @@ FORMS = (
         parameters=("hidden", "head", "labels"),
         call=_plain,
         accepts=_plain_only,
+        fixes={**cross_entropy.MEAN, "shift": True, "biased": False},
     ),
 )
 

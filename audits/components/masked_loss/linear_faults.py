@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from assay.audits.components.masked_loss import cross_entropy, tokens
+from assay.audits.components.masked_loss import cross_entropy, cross_entropy_faults, tokens
 from assay.audits.components.masked_loss.cross_entropy_faults import with_gradient
 from assay.audits.components.masked_loss.linear import NAME, Inputs, reference
 from assay.audits.fault import fault, gathered
-from assay.audits.terms import Outputs
+from assay.audits.terms import Fault, Outputs
 from assay.reference import masked_loss
 
 CHUNK = 4
@@ -150,4 +150,25 @@ def nothing_divided_by_nothing(inputs: Inputs) -> Outputs:
     return {"loss": found.value / (inputs.normaliser or tokens.row_weights(inputs).sum())}
 
 
-FAULTS = gathered(globals())
+def on_logits(inputs: Inputs) -> cross_entropy.Inputs:
+    """The same case with its logits made."""
+    options = cross_entropy.arguments(inputs)
+    logits = torch.nn.functional.linear(inputs.hidden, inputs.head, inputs.bias)
+    return cross_entropy.Inputs(logits=logits, labels=inputs.labels, **options)
+
+
+def twin(of: Fault) -> Fault:
+    """What is wrong with a loss of logits, in a loss that makes its logits."""
+    return dataclasses.replace(of, operation=NAME, wrong=lambda inputs: of.wrong(on_logits(inputs)))
+
+
+TWINS = (
+    cross_entropy_faults.mean_over_all_tokens,
+    cross_entropy_faults.epsilon_in_the_divisor,
+    cross_entropy_faults.own_count_despite_normaliser,
+    cross_entropy_faults.labels_clamped,
+    cross_entropy_faults.never_shifted,
+    cross_entropy_faults.weights_over_the_count,
+    cross_entropy_faults.smoothing_ignores_the_normaliser,
+)
+FAULTS = (*gathered(globals()), *map(twin, TWINS))

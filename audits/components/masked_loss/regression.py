@@ -139,7 +139,8 @@ def _mask(case: Case, generator: torch.Generator) -> Tensor:
 
 def _indices(case: Case, mask: Tensor, generator: torch.Generator) -> Tensor:
     drawn = torch.rand((case.batch, max(case.grid, case.length)), generator=generator).argsort(1)[:, : case.length]
-    return torch.where(mask, 1 + drawn % max(case.grid - 1, 1), 0) if case.grid > 1 else torch.zeros_like(drawn)
+    valid = mask if mask.ndim == drawn.ndim else mask.any(-1)
+    return torch.where(valid, drawn % case.grid, 0)
 
 
 def arguments(inputs: Inputs) -> dict[str, Any]:
@@ -275,6 +276,8 @@ CASES = {
     "wide": Case(features=1408, length=3, seed=20),  # no power of two
     "ragged": Case(batch=5, length=9, masked="ragged", kind="mse", seed=21),
     "near": Case(near=1e-2, seed=22),  # inside beta
+    "outliers": Case(near=40.0, kind="mse", seed=24),
+    "one-sample": Case(batch=1, length=4, seed=25),
     "no-sample": Case(batch=0, seed=23),
 }
 
@@ -307,6 +310,11 @@ def _gather_only(inputs: Inputs) -> str | None:
     return None if inputs.reduction == "mean" and inputs.normaliser is None else "the form has its own mean only"
 
 
+MEAN: dict[str, Any] = {
+    "beta": 1.0, "normalise_target": False, "weighted": False, "reduction": "mean", "normaliser": None,
+}  # fmt: skip
+"""Case parameters of a form that is a mean and nothing else."""
+
 FORMS = (
     Form(
         name="assay",
@@ -321,6 +329,7 @@ FORMS = (
             parameters=("prediction", "target", "mask"),
             call=_masked,
             accepts=_plain(kind),
+            fixes={**MEAN, "kind": kind, "grid": 0, **({"by": "token"} if kind == "cosine" else {})},
         )
         for kind in ("l1", "smooth_l1", "mse", "cosine")
     ),
@@ -330,6 +339,7 @@ FORMS = (
         parameters=("prediction", "features", "indices", "valid"),
         call=_gather,
         accepts=_gather_only,
+        fixes={**MEAN, "kind": "smooth_l1", "grid": 12, "by": "token"},
     ),
 )
 

@@ -171,4 +171,24 @@ def mean_over_no_entry(inputs: Inputs) -> Outputs:
     )
 
 
+@fault(NAME, "weights", "parity")
+def weights_over_the_entries(inputs: Inputs) -> Outputs:
+    """The weighted sum is divided by the number of entries, not by their weights.
+
+    Effect: weights that do not average one change the learning rate.
+    """
+    if not averages(inputs) or inputs.weight is None:
+        return reference(inputs)
+    return but(inputs, normaliser=dataclasses.replace(inputs, weight=None).amount() or None)
+
+
+@fault(NAME, "slope", "gradients")
+def upstream_taken_for_one(inputs: Inputs) -> Outputs:
+    """The gradient is made in the forward, and the upstream gradient is not multiplied in.
+
+    Effect: the loss's weight beside other losses has no effect.
+    """
+    return {"loss": with_gradient(reference(inputs)["loss"], torch.ones_like)}
+
+
 FAULTS = gathered(globals())

@@ -50,7 +50,7 @@ class Case:
     length: Size = 8
     width: Size = 6
     vocab: Size = 11
-    trained: tuple[Count, ...] = (7, 1, 3, 2)
+    trained: tuple[Count, ...] = (8, 1, 3, 2)
     world: Size = 2
     micro: Size = 1
     layout: Annotated[str, one_of(("data", "context"))] = "data"
@@ -170,9 +170,17 @@ def _loss(function: Callable[..., Any], inputs: Inputs) -> Outputs:
 FORMS = (
     Form(
         name="step",
-        summary="function(head, batches, group): backward of this rank's micro-batches [(hidden, labels)]; the loss",
+        summary="function(head, batches, group): data parallel; backward of this rank's [(hidden, labels)]; the loss",
         parameters=("head", "batches", "group"),
         call=_step,
+        accepts=lambda inputs: None if inputs.layout == "data" else "the form is data parallel",
+    ),
+    Form(
+        name="shards",
+        summary="function(head, shards, group): context parallel; backward of this rank's [(hidden, labels)]; the loss",
+        parameters=("head", "shards", "group"),
+        call=_step,
+        accepts=lambda inputs: None if inputs.layout == "context" else "the form is context parallel",
     ),
     Form(
         name="loss",
@@ -188,9 +196,9 @@ CASES = {
     "four-ranks": Case(world=4, seed=1),
     "micro-batches": Case(world=1, micro=4, seed=2),
     "both": Case(world=2, micro=2, seed=3),
-    "context": Case(layout="context", trained=(6, 3), seed=4),
-    "context-of-four": Case(layout="context", world=4, trained=(7, 5), seed=5),
-    "context-accumulated": Case(layout="context", micro=2, trained=(7, 1), seed=6),
+    "context": Case(layout="context", trained=(8, 3), seed=4),
+    "context-of-four": Case(layout="context", world=4, trained=(8, 5), seed=5),
+    "context-accumulated": Case(layout="context", micro=2, trained=(8, 1), seed=6),
     "a-rank-without-labels": Case(trained=(5, 3, 0, 0), seed=7),
     "a-shard-without-labels": Case(layout="context", trained=(2, 3), seed=8),
     "one-rank": Case(world=1, seed=9),

@@ -82,13 +82,36 @@ def unread(trial: Trial) -> Iterator[Evidence]:
     yield from holds(trial, relate)
 
 
+def visible(trial: Trial) -> Iterator[Evidence]:
+    """NaN at a position that is trained on reaches the loss, or is an error.
+
+    Why: a loss that replaces what is not a number goes on as if nothing had happened. The batch counts less or not at
+    all, in silence, and what made the NaN is found weeks later, if ever.
+
+    Example: A ``torch.nan_to_num`` on the logits or on the loss, put there to get past one bad batch.
+    """
+    inputs = trial.inputs
+    x, scored = getattr(inputs, inputs.ROWS), _wide(inputs.scored(), getattr(inputs, inputs.ROWS))
+    if not bool(scored.any()):
+        return
+    place = tuple(int(i) for i in torch.nonzero(scored)[0])
+    spoilt = x.clone()
+    spoilt[place[:2]] = torch.where(scored[place[:2]], torch.nan, x[place[:2]])
+    outcome = trial.subject.call(dataclasses.replace(inputs, **{inputs.ROWS: spoilt}))
+    if outcome.raised is None and bool(torch.isfinite(outcome.values["loss"]).all()):
+        yield Evidence(
+            where=inputs.ROWS, measured="a finite loss", limit="NaN, or an error", index=place[:2],
+            message="NaN at a position that is trained on did not reach the loss",
+        )  # fmt: skip
+
+
 def appended(trial: Trial) -> Iterator[Evidence]:
     """Masked tokens and masked samples added to a batch change nothing.
 
     Why: how much padding a batch holds depends on its longest sample. A loss that divides by all tokens, or by
     samples, gives the same tokens another weight in every batch.
 
-    Example: ``reduction="mean"`` over all tokens after the masked ones were set to zero.
+    Example: A mean over all tokens after the masked ones were set to zero.
     """
 
     def relate(run: Run, inputs: Any) -> Iterable[Pair]:
@@ -183,7 +206,7 @@ def empty(trial: Trial) -> Iterator[Evidence]:
     Why: with long prompts, truncation or one sample a rank, a micro-batch without a single trained token comes by
     sooner or later. A mean over nothing is NaN, and one NaN gradient ends the run on all ranks.
 
-    Example: ``reduction="mean"`` of PyTorch on a micro-batch whose labels are all the ignore index.
+    Example: PyTorch's ``reduction="mean"`` on a micro-batch whose labels are all the ignore index.
     """
     inputs = trial.inputs.emptied()
     ones = {"loss": torch.ones_like(trial.truth.values["loss"], dtype=trial.dtype)}
@@ -333,7 +356,7 @@ def _law(check: Any, applies: Any = None) -> Law:
 
 
 LAWS = (
-    _law(masked, _has_masked), _law(unread, _has_masked), _law(appended), _law(permuted, _two_samples),
+    _law(masked, _has_masked), _law(unread, _has_masked), _law(visible), _law(appended), _law(permuted, _two_samples),
     _law(duplicated, _own_mean), _law(micro, _two_samples), _law(empty), _law(weights, _weighted),
     _law(slope, _smooth),
 )  # fmt: skip

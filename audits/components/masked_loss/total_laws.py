@@ -20,7 +20,7 @@ def reaches(trial: Trial) -> Iterator[Evidence]:
     Why: a loss that was turned into a number on its way to the sum is logged and falls by chance, and its head never
     learns. Nothing fails: the other losses are trained.
 
-    Example: ``teacher_loss.item()`` in the sum.
+    Example: A sum in which ``teacher_loss.item()`` stands for the loss.
     """
     grads = trial.outcome.grads
     weights = trial.inputs.weight_of()

@@ -56,7 +56,8 @@ def refuses(trial: Trial) -> Iterator[Evidence]:
     if not bool(scored.any()):
         return
     place = tuple(int(i) for i in torch.nonzero(scored)[0])
-    outside = (_vocabulary(inputs), _vocabulary(inputs) + 7, -1, -7, -100)
+    # Not -100: what PyTorch ignores by default may be ignored beside the index that was asked for.
+    outside = (_vocabulary(inputs), _vocabulary(inputs) + 7, -1, -7)
     for wrong in (label for label in outside if label != inputs.ignore_index):
         labels = inputs.labels.clone()
         labels[place[0], place[1] + int(inputs.shift)] = wrong

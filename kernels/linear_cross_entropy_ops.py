@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from assay.kernels import linear_cross_entropy_chunks as chunks
 from assay.kernels import masked_cross_entropy_launch as launch
@@ -57,7 +57,7 @@ def _fake_made(hidden: Tensor, head: Tensor, bias: Tensor | None, wanted: Wanted
     return rows, head.new_empty(head.shape if wanted.head else (0,)), offsets
 
 
-@torch.library.custom_op("assay::linear_cross_entropy", mutates_args=())
+@library.custom_op("assay::linear_cross_entropy", mutates_args=())
 def forward_op(
     hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, weight: Tensor | None,
     normaliser: Tensor | None, want_hidden: bool, want_head: bool, want_bias: bool, reduction: str, check: bool,
@@ -93,7 +93,7 @@ def _(
     return value, labels.new_empty(()), *_fake_made(hidden, head, bias, wanted)
 
 
-@torch.library.custom_op("assay::linear_cross_entropy_gradient", mutates_args=())
+@library.custom_op("assay::linear_cross_entropy_gradient", mutates_args=())
 def gradient_op(
     upstream: Tensor, hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, weight: Tensor | None,
     normaliser: Tensor | None, want_hidden: bool, want_head: bool, want_bias: bool, reduction: str, check: bool,
@@ -120,7 +120,7 @@ def _(
     return _fake_made(hidden, head, bias, Wanted(hidden=want_hidden, head=want_head, bias=want_bias))
 
 
-@torch.library.custom_op("assay::scale_gradients_", mutates_args=("gradients",))
+@library.custom_op("assay::scale_gradients_", mutates_args=("gradients",))
 def scale_op(gradients: list[Tensor], factor: Tensor) -> None:
     """Multiply matrices and vectors by a 0-d factor where they are, without waiting for the device; 1 costs nothing."""
     for gradient in gradients:

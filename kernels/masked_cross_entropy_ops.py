@@ -9,7 +9,7 @@ that `rows_of` can walk, labels [...] are int64, weight [...] floating, normalis
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from assay.kernels import masked_cross_entropy_launch as launch
 from assay.kernels.loss_arguments import raise_stranger
@@ -81,7 +81,7 @@ def _counted(
     return count, divisor
 
 
-@torch.library.custom_op("assay::cross_entropy", mutates_args=())
+@library.custom_op("assay::cross_entropy", mutates_args=())
 def forward_op(
     logits: Tensor, labels: Tensor, weight: Tensor | None, normaliser: Tensor | None, reduction: str, check: bool,
     ignore_index: int, softcap: float, label_smoothing: float, z_loss: float, shift: bool,
@@ -113,7 +113,7 @@ def _fake_loss(logits: Tensor, labels: Tensor, reduction: str) -> tuple[Tensor, 
     return logits.new_empty(shape, dtype=torch.float32), labels.new_empty(())
 
 
-@torch.library.custom_op("assay::cross_entropy_gradient", mutates_args=())
+@library.custom_op("assay::cross_entropy_gradient", mutates_args=())
 def gradient_op(
     upstream: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, peaks: Tensor, masses: Tensor,
     divisor: Tensor, ignore_index: int, softcap: float, label_smoothing: float, z_loss: float, shift: bool,
@@ -163,7 +163,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None
 forward_op.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("assay::cross_entropy_", mutates_args=("logits",))
+@library.custom_op("assay::cross_entropy_", mutates_args=("logits",))
 def fused_op(
     logits: Tensor, labels: Tensor, weight: Tensor | None, normaliser: Tensor | None, reduction: str, check: bool,
     ignore_index: int, softcap: float, label_smoothing: float, z_loss: float, shift: bool,
@@ -183,7 +183,7 @@ def _(
     return _fake_loss(logits, labels, reduction)
 
 
-@torch.library.custom_op("assay::cross_entropy_gradient_", mutates_args=("logits",))
+@library.custom_op("assay::cross_entropy_gradient_", mutates_args=("logits",))
 def gradient_inplace_op(
     upstream: Tensor, logits: Tensor, labels: Tensor, weight: Tensor | None, peaks: Tensor, masses: Tensor,
     divisor: Tensor, ignore_index: int, softcap: float, label_smoothing: float, z_loss: float, shift: bool,
@@ -201,7 +201,7 @@ def _(
     return None
 
 
-@torch.library.custom_op("assay::scale_", mutates_args=("x",))
+@library.custom_op("assay::scale_", mutates_args=("x",))
 def scale_op(x: Tensor, factor: Tensor) -> None:
     """Multiply x [..., V] by a 0-d fp32 factor where it is; a factor of 1 costs one launch. No autograd."""
     _require_runnable(x)

@@ -10,7 +10,7 @@ floating; normaliser is 0-d.
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from assay.kernels import masked_regression_triton as kernels
 from assay.kernels.loss_arguments import refuse
@@ -73,7 +73,7 @@ def _refuse_first(indices: Tensor, outside: Tensor, tokens: int) -> NoReturn:
     )
 
 
-@torch.library.custom_op("assay::masked_regression", mutates_args=())
+@library.custom_op("assay::masked_regression", mutates_args=())
 def forward_op(
     prediction: Tensor, target: Tensor, mask: Tensor, indices: Tensor | None, weight: Tensor | None,
     normaliser: Tensor | None, reduction: str, check: bool, kind: str, number: float, normalise: bool, eps: float,
@@ -102,7 +102,7 @@ def _(
     return _fake_value(prediction, reduction, kind), count, prediction.new_empty((), dtype=torch.float32)
 
 
-@torch.library.custom_op("assay::masked_regression_gradient", mutates_args=())
+@library.custom_op("assay::masked_regression_gradient", mutates_args=())
 def gradient_op(
     upstream: Tensor, prediction: Tensor, target: Tensor, mask: Tensor, indices: Tensor | None, weight: Tensor | None,
     divisor: Tensor, kind: str, number: float, normalise: bool, eps: float,
@@ -139,7 +139,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None
 forward_op.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("assay::masked_regression_", mutates_args=("prediction",))
+@library.custom_op("assay::masked_regression_", mutates_args=("prediction",))
 def fused_op(
     prediction: Tensor, target: Tensor, mask: Tensor, indices: Tensor | None, weight: Tensor | None,
     normaliser: Tensor | None, reduction: str, check: bool, kind: str, number: float, normalise: bool, eps: float,
@@ -161,7 +161,7 @@ def _(
     return _fake_value(prediction, reduction, kind), prediction.new_empty((), dtype=torch.int64)
 
 
-@torch.library.custom_op("assay::masked_regression_gradient_", mutates_args=("prediction",))
+@library.custom_op("assay::masked_regression_gradient_", mutates_args=("prediction",))
 def gradient_inplace_op(
     upstream: Tensor, prediction: Tensor, target: Tensor, mask: Tensor, indices: Tensor | None, weight: Tensor | None,
     divisor: Tensor, kind: str, number: float, normalise: bool, eps: float,

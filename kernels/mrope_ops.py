@@ -9,7 +9,7 @@ The operators trust their arguments; `assay.kernels.mrope` checks them. Tables c
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from assay.kernels import mrope_triton
 
@@ -34,7 +34,7 @@ def _require_runnable(x: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("assay::mrope_rotate", mutates_args=())
+@library.custom_op("assay::mrope_rotate", mutates_args=())
 def rotate_op(
     q: Tensor, k: Tensor, first: Tensor, second: Tensor, axes: Tensor | None, half: int, adjacent: bool,
     conjugate: bool, from_positions: bool, exact: bool, scaling: float, q_token_major: bool, k_token_major: bool,
@@ -81,7 +81,7 @@ def _turn_back(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[
 rotate_op.register_autograd(_turn_back, setup_context=_save)
 
 
-@torch.library.custom_op("assay::mrope_rotate_", mutates_args=("q", "k"))
+@library.custom_op("assay::mrope_rotate_", mutates_args=("q", "k"))
 def rotate_inplace_op(
     q: Tensor, k: Tensor, first: Tensor, second: Tensor, axes: Tensor | None, half: int, adjacent: bool,
     from_positions: bool, exact: bool, scaling: float,
@@ -134,7 +134,7 @@ def rotate_inplace(x: Tensor, first: Tensor, second: Tensor, axes: Tensor | None
     return rotated
 
 
-@torch.library.custom_op("assay::mrope_tables", mutates_args=())
+@library.custom_op("assay::mrope_tables", mutates_args=())
 def tables_op(
     positions: Tensor, inv_freq: Tensor, axes: Tensor | None, dtype: torch.dtype, exact: bool, scaling: float
 ) -> tuple[Tensor, Tensor]:

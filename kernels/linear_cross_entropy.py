@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from assay.kernels import linear_cross_entropy_ops as ops
-from assay.kernels.loss_arguments import Loss, check_labels, check_options, check_tensor, divisor_of_mean, refuse
+from assay.kernels.loss_arguments import Loss, check_labels, check_options, check_tensor, divisor_of_mean
+from assay.kernels.operands import refuse
 
 __all__ = ["Loss", "linear_cross_entropy"]
 

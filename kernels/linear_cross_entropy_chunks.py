@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from assay.kernels import masked_cross_entropy_launch as launch
-from assay.kernels.loss_arguments import raise_stranger, refuse
+from assay.kernels.loss_arguments import raise_stranger
 from assay.kernels.masked_cross_entropy_launch import Rules
+from assay.kernels.operands import refuse
 
 GPU_BUDGET = 3 << 30
 """Bytes: with 150,000 logits in bf16 a chunk has 8,448 rows or more, and most batches are one chunk."""

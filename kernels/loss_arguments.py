@@ -1,6 +1,6 @@
 """What the loss kernels ask of their arguments, and what they return.
 
-Errors name the argument, what was expected and what came. Nothing here reads a tensor's values.
+Errors name the argument, what was expected and what came. Nothing here but `raise_stranger` reads a tensor's values.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from assay.kernels.operands import refuse
+
 REDUCTIONS = ("none", "sum", "mean")
 
 
@@ -18,14 +20,9 @@ class Loss(NamedTuple):
     """What a loss returns."""
 
     value: Tensor
-    """float32 (float64 for float64 inputs): 0-d, or the labels' shape for "none" with 0 where nothing is scored."""
+    """float32 (float64 for float64 inputs): 0-d; for "none" one loss per entry, 0 where nothing is scored."""
     count: Tensor  # type: ignore[assignment]  # tuple has a method of this name, which nobody needs here
-    """int64 0-d on the device: how many labels were scored, whatever their weights."""
-
-
-def refuse(kind: type[Exception], argument: str, expected: str, came: object) -> NoReturn:
-    """Raise an error of this kind."""
-    raise kind(f"{argument}: expected {expected}, got {came}")
+    """int64 0-d on the device: how many entries were scored, whatever their weights."""
 
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from assay.kernels import masked_cross_entropy_ops as ops
-from assay.kernels.loss_arguments import Loss, check_labels, check_options, divisor_of_mean, refuse
+from assay.kernels.loss_arguments import Loss, check_labels, check_options, divisor_of_mean
+from assay.kernels.operands import FLOATS, layout, overlaps_itself, refuse, rows_of
 
 __all__ = ["Loss", "cross_entropy"]
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def cross_entropy(
@@ -59,12 +58,12 @@ def cross_entropy(
     divisor = divisor_of_mean(reduction, normaliser, logits)
     check = labels.device.type == "cpu" if check is None else check
     settings = (ignore_index, float(softcap or 0), float(label_smoothing), float(z_loss), shift)
-    arguments = (logits, labels, weight, divisor, reduction, check)
+    arguments = (logits, labels, weight, divisor, reduction, check, *settings)
     if inplace:
         _check_writable(logits)
         if logits.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return Loss(*ops.inplace_loss(*arguments, settings))
-    value, count, *_ = ops.forward_op(*arguments, *settings)
+            return Loss(*ops.OPERATORS.inplace(*arguments))
+    value, count, *_ = ops.forward_op(*arguments)
     return Loss(value, count)
 
 
@@ -73,20 +72,15 @@ def _check_logits(logits: Tensor) -> None:
         refuse(TypeError, "logits", "torch.float32, torch.bfloat16 or torch.float16", logits.dtype)
     if not logits.dim() or not logits.shape[-1]:
         refuse(ValueError, "logits", "shape [..., V]", list(logits.shape))
-    came = f"strides {logits.stride()} for shape {list(logits.shape)}"
     if logits.shape[-1] > 1 and logits.stride(-1) != 1:
-        refuse(ValueError, "logits", "stride 1 in the vocabulary", came)
-    if ops.rows_of(logits) is None:
-        refuse(ValueError, "logits", "rows that two strides reach (reshape them to [N, V])", came)
+        refuse(ValueError, "logits", "stride 1 in the vocabulary", layout(logits))
+    if rows_of(logits) is None:
+        refuse(ValueError, "logits", "rows that two strides reach (reshape them to [N, V])", layout(logits))
 
 
 def _check_writable(logits: Tensor) -> None:
     if logits.requires_grad and logits.is_leaf and torch.is_grad_enabled():
         refuse(ValueError, "logits", "for inplace=True no leaf that requires grad", "one; use inplace=False")
-    strides = sorted((stride, size) for size, stride in zip(logits.shape, logits.stride(), strict=True) if size > 1)
-    reach = 0
-    for stride, size in strides:
-        if stride <= reach:
-            came = f"strides {logits.stride()} for shape {list(logits.shape)}"
-            refuse(ValueError, "logits", "for inplace=True a tensor whose elements do not share memory", came)
-        reach += stride * (size - 1)
+    if overlaps_itself(logits.shape, logits.stride()):
+        expected = "for inplace=True a tensor whose elements do not share memory"
+        refuse(ValueError, "logits", expected, layout(logits))

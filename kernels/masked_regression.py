@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from assay.kernels import masked_regression_ops as ops
-from assay.kernels.loss_arguments import Loss, check_tensor, divisor_of_mean, refuse
+from assay.kernels.loss_arguments import Loss, check_tensor, divisor_of_mean
 from assay.kernels.masked_regression_triton import MOST_CHANNELS
+from assay.kernels.operands import FLOATS, layout, overlaps_itself, refuse
 
 __all__ = ["KINDS", "Loss", "masked_regression"]
 
 KINDS = ("l1", "smooth_l1", "mse", "power", "cosine")
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def masked_regression(
@@ -85,7 +85,7 @@ def masked_regression(
     if inplace:
         _check_writable(prediction, target)
         if prediction.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _shaped(*ops.inplace_loss(*arguments), prediction, kind, reduction)
+            return _shaped(*ops.OPERATORS.inplace(*arguments), prediction, kind, reduction)
     value, count, _ = ops.forward_op(*arguments)
     return _shaped(value, count, prediction, kind, reduction)
 
@@ -171,13 +171,11 @@ def _check_writable(prediction: Tensor, target: Tensor) -> None:
         refuse(ValueError, "prediction", "for inplace=True no leaf that requires grad", "one; use inplace=False")
     if torch.compiler.is_compiling():
         return
-    came = f"strides {prediction.stride()} for shape {list(prediction.shape)}"
     if prediction.numel() and _rows(prediction).data_ptr() != prediction.data_ptr():
-        refuse(ValueError, "prediction", "for inplace=True channels of stride 1 and rows that two strides reach", came)
-    reach = 0
-    for stride, size in sorted(zip(prediction.stride(), prediction.shape, strict=True)):
-        if size > 1 and stride <= reach:
-            refuse(ValueError, "prediction", "for inplace=True a tensor whose elements do not share memory", came)
-        reach += stride * (size - 1)
+        expected = "for inplace=True channels of stride 1 and rows that two strides reach"
+        refuse(ValueError, "prediction", expected, layout(prediction))
+    if overlaps_itself(prediction.shape, prediction.stride()):
+        expected = "for inplace=True a tensor whose elements do not share memory"
+        refuse(ValueError, "prediction", expected, layout(prediction))
     if target.untyped_storage().data_ptr() == prediction.untyped_storage().data_ptr():
         refuse(ValueError, "target", "for inplace=True memory apart from the prediction's", "the same storage")

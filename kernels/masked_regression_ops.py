@@ -7,31 +7,18 @@ The operators trust their arguments; `assay.kernels.masked_regression` checks th
 floating; normaliser is 0-d.
 """
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor, library
 
 from assay.kernels import masked_regression_triton as kernels
-from assay.kernels.loss_arguments import refuse
-from assay.kernels.masked_cross_entropy_ops import scale_op
+from assay.kernels.loss_autograd import LossOperators
 from assay.kernels.masked_regression_triton import Operands, Rules
+from assay.kernels.operands import flat_or_none, refuse, require_runnable
 
 Settings = tuple[str, float, bool, float]
 """kind, beta or power, normalise_target, eps: the arguments that all operators end with."""
-
-
-def _require_runnable(x: Tensor) -> None:
-    if not (x.is_cuda or kernels.INTERPRETED):
-        raise RuntimeError(
-            f"this kernel runs on CUDA tensors, got one on {x.device}: move it to a GPU, use "
-            "assay.reference.masked_regression instead, or set TRITON_INTERPRET=1 before Triton is imported to "
-            "interpret the kernel (slow, for tests)"
-        )
-
-
-def _flat(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.reshape(-1).contiguous()  # the reshaped view of an expanded tensor has stride 0
 
 
 def _rules(settings: Settings) -> Rules:
@@ -46,7 +33,7 @@ def _tallied(
     by_element = mask.dim() == prediction.dim()
     entries = mask.sum(-1) if by_element else mask.contiguous().view(torch.uint8)
     per = 1 if by_element or kind == "cosine" else prediction.shape[-1]
-    return kernels.launch_tally(entries, _flat(weight), normaliser, per=per, mean=mean)
+    return kernels.launch_tally(entries, flat_or_none(weight), normaliser, per=per, mean=mean)
 
 
 def _operands(
@@ -54,7 +41,8 @@ def _operands(
 ) -> Operands:
     return Operands(
         prediction=prediction, target=target, mask=mask.contiguous().view(torch.uint8),
-        by_element=mask.dim() == prediction.dim(), indices=_flat(indices), weight=_flat(weight), divisor=divisor,
+        by_element=mask.dim() == prediction.dim(), indices=flat_or_none(indices), weight=flat_or_none(weight),
+        divisor=divisor,
     )  # fmt: skip
 
 
@@ -79,7 +67,7 @@ def forward_op(
     normaliser: Tensor | None, reduction: str, check: bool, kind: str, number: float, normalise: bool, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(value, count, divisor): the value is 0-d, [O, I, D], or [O, I] for the cosine."""
-    _require_runnable(prediction)
+    require_runnable(prediction, "masked_regression", interpreted=bool(kernels.INTERPRETED))
     if check and indices is not None:
         raise_outside(indices, mask, target.shape[1])
     count, divisor = _tallied(prediction, mask, weight, normaliser, kind, mean=reduction == "mean")
@@ -122,30 +110,13 @@ def _(
     return prediction.new_empty(prediction.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, count, divisor = output
-    ctx.save_for_backward(*inputs[:5], divisor)
-    ctx.settings = inputs[-4:]
-    ctx.mark_non_differentiable(count, divisor)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    wanted = ctx.needs_input_grad[0] and upstream is not None
-    gradient = gradient_op(upstream, *ctx.saved_tensors, *ctx.settings) if wanted else None
-    return (gradient, *(None,) * 11)
-
-
-forward_op.register_autograd(_backward, setup_context=_save)
-
-
 @library.custom_op("assay::masked_regression_", mutates_args=("prediction",))
 def fused_op(
     prediction: Tensor, target: Tensor, mask: Tensor, indices: Tensor | None, weight: Tensor | None,
     normaliser: Tensor | None, reduction: str, check: bool, kind: str, number: float, normalise: bool, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(value, count) for "sum" and "mean"; the same pass writes the gradient over the prediction. No autograd."""
-    _require_runnable(prediction)
+    require_runnable(prediction, "masked_regression", interpreted=bool(kernels.INTERPRETED))
     if check and indices is not None:
         raise_outside(indices, mask, target.shape[1])
     count, divisor = _tallied(prediction, mask, weight, normaliser, kind, mean=reduction == "mean")
@@ -179,53 +150,8 @@ def _(
     return None
 
 
-class _FusedInPlace(torch.autograd.Function):
-    """The loss whose gradient stands where the prediction was when forward ends; backward multiplies it by what comes.
-
-    The prediction is not marked dirty: it has no value any more that could be differentiated. Its version counter
-    moves, so a backward elsewhere that needs the old prediction fails, as does a second backward here.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        value, count = fused_op(*arguments)
-        ctx.save_for_backward(arguments[0])
-        ctx.mark_non_differentiable(count)
-        return value, count
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        gradient = ctx.saved_tensors[0].detach()
-        scale_op(gradient, upstream)
-        return (gradient, *(None,) * 11)
-
-
-class _GradientInPlace(torch.autograd.Function):
-    """The loss whose backward writes the gradient over the prediction, for what forward cannot know or not hold."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        value, count, divisor = forward_op(*arguments)
-        ctx.save_for_backward(*arguments[:5], divisor)
-        ctx.mark_non_differentiable(count)
-        ctx.settings = arguments[-4:]
-        return value, count
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        prediction, *rest = ctx.saved_tensors
-        gradient = prediction.detach()
-        gradient_inplace_op(upstream, gradient, *rest, *ctx.settings)
-        return (gradient, *(None,) * 11)
-
-
-def inplace_loss(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """(value, count) of the arguments of `forward_op`, with a gradient that overwrites the prediction.
-
-    fp16 predictions are overwritten in backward as well: a mean's gradient, written before the loss scale is known,
-    would underflow.
-    """
-    prediction, reduction = arguments[0], arguments[6]
-    later = reduction == "none" or prediction.dtype == torch.float16
-    value, count = (_GradientInPlace if later else _FusedInPlace).apply(*arguments)  # type: ignore[no-untyped-call]
-    return value, count
+OPERATORS = LossOperators(
+    forward=forward_op, gradient=gradient_op, fused=fused_op, gradient_inplace=gradient_inplace_op, reads=5
+)
+"""A gradient is computed from prediction, target, mask, indices and weight."""
+forward_op.register_autograd(OPERATORS.backward, setup_context=OPERATORS.save)

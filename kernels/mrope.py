@@ -12,15 +12,15 @@ differentiated. The readable form of all this is `assay.reference.mrope`.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from assay.kernels import mrope_ops
+from assay.kernels.operands import FLOATS, layout, overlaps_itself, refuse
 
 PAIRINGS = ("half", "adjacent")
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
 
 
@@ -77,11 +77,9 @@ def rotate_from_positions(
     _check_heads(q, k, pairing)
     first = _check_positions(positions, inv_freq, axes)
     if first.shape[1] not in (1, q.shape[0]) or first.shape[2] != q.shape[2]:
-        _refuse(ValueError, "positions", f"shape [.., {q.shape[0]} or 1, {q.shape[2]}]", list(positions.shape))
+        refuse(ValueError, "positions", f"shape [.., {q.shape[0]} or 1, {q.shape[2]}]", list(positions.shape))
     if 2 * inv_freq.numel() > q.shape[3]:
-        _refuse(
-            ValueError, "inv_freq", f"at most {q.shape[3] // 2} frequencies for {q.shape[3]} dims", inv_freq.numel()
-        )
+        refuse(ValueError, "inv_freq", f"at most {q.shape[3] // 2} frequencies for {q.shape[3]} dims", inv_freq.numel())
     _check_device(q, positions=positions, inv_freq=inv_freq)
     axes = _check_axes(axes, inv_freq.numel(), first.shape[0], q.device)
     settings = (inv_freq.numel(), pairing == "adjacent", True, exact_product, float(attention_scaling))
@@ -99,7 +97,7 @@ def tables(
     """
     first = _check_positions(positions, inv_freq, axes)
     if dtype not in FLOATS:
-        _refuse(TypeError, "dtype", "torch.float32, torch.bfloat16 or torch.float16", dtype)
+        refuse(TypeError, "dtype", "torch.float32, torch.bfloat16 or torch.float16", dtype)
     _check_device(positions, inv_freq=inv_freq)
     axes = _check_axes(axes, inv_freq.numel(), first.shape[0], positions.device)
     cos, sin = mrope_ops.tables_op(first, inv_freq.contiguous(), axes, dtype, exact_product, float(attention_scaling))
@@ -123,28 +121,24 @@ def _rotate(
     return q, k
 
 
-def _refuse(kind: type[Exception], argument: str, expected: str, came: object) -> NoReturn:
-    raise kind(f"{argument}: expected {expected}, got {came}")
-
-
 def _check_device(anchor: Tensor, **others: Tensor) -> None:
     for name, other in others.items():
         if other.device != anchor.device:
-            _refuse(ValueError, name, f"a tensor on {anchor.device} like the others", other.device)
+            refuse(ValueError, name, f"a tensor on {anchor.device} like the others", other.device)
 
 
 def _check_heads(q: Tensor, k: Tensor, pairing: str) -> None:
     if pairing not in PAIRINGS:
-        _refuse(ValueError, "pairing", " or ".join(map(repr, PAIRINGS)), repr(pairing))
+        refuse(ValueError, "pairing", " or ".join(map(repr, PAIRINGS)), repr(pairing))
     for name, x in (("q", q), ("k", k)):
         if x.dim() != 4:
-            _refuse(ValueError, name, "4 dimensions [B, H, S, D]", f"shape {list(x.shape)}")
+            refuse(ValueError, name, "4 dimensions [B, H, S, D]", f"shape {list(x.shape)}")
         if x.dtype not in FLOATS:
-            _refuse(TypeError, name, "torch.float32, torch.bfloat16 or torch.float16", x.dtype)
+            refuse(TypeError, name, "torch.float32, torch.bfloat16 or torch.float16", x.dtype)
     if k.dtype != q.dtype:
-        _refuse(TypeError, "k", f"the dtype of q, {q.dtype}", k.dtype)
+        refuse(TypeError, "k", f"the dtype of q, {q.dtype}", k.dtype)
     if (k.shape[0], k.shape[2], k.shape[3]) != (q.shape[0], q.shape[2], q.shape[3]):
-        _refuse(ValueError, "k", f"batch, sequence and head dimension of q, {list(q.shape)}", list(k.shape))
+        refuse(ValueError, "k", f"batch, sequence and head dimension of q, {list(q.shape)}", list(k.shape))
     _check_device(q, k=k)
 
 
@@ -154,9 +148,9 @@ def _check_tables(q: Tensor, cos: Tensor, sin: Tensor, axes: Tensor | None, rota
     rank = 3 if axes is None else 4
     for name, table in (("cos", cos), ("sin", sin)):
         if table.dtype not in FLOATS:
-            _refuse(TypeError, name, "torch.float32, torch.bfloat16 or torch.float16", table.dtype)
+            refuse(TypeError, name, "torch.float32, torch.bfloat16 or torch.float16", table.dtype)
         if table.requires_grad:
-            _refuse(
+            refuse(
                 ValueError,
                 name,
                 "a table without gradient (they flow to q and k only; detach it)",
@@ -164,9 +158,9 @@ def _check_tables(q: Tensor, cos: Tensor, sin: Tensor, axes: Tensor | None, rota
             )
         if table.dim() != rank or table.shape[-3] not in (1, batch) or table.shape[-2] != tokens:
             kind = "[B or 1, S, width]" if axes is None else "[A, B or 1, S, width] with axes"
-            _refuse(ValueError, name, f"shape {kind} with B={batch} and S={tokens}", list(table.shape))
+            refuse(ValueError, name, f"shape {kind} with B={batch} and S={tokens}", list(table.shape))
     if sin.shape != cos.shape or sin.dtype != cos.dtype:
-        _refuse(
+        refuse(
             ValueError,
             "sin",
             f"shape and dtype of cos, {list(cos.shape)} {cos.dtype}",
@@ -176,12 +170,12 @@ def _check_tables(q: Tensor, cos: Tensor, sin: Tensor, axes: Tensor | None, rota
     width = cos.shape[-1]
     if rotary_dim is None and width != dim:
         hint = f"width {dim}, the head dimension, or rotary_dim to say what the width means"
-        _refuse(ValueError, "cos", hint, f"width {width} and rotary_dim=None")
+        refuse(ValueError, "cos", hint, f"width {width} and rotary_dim=None")
     rotated = dim if rotary_dim is None else rotary_dim
     if rotated % 2 or not 2 <= rotated <= dim:
-        _refuse(ValueError, "rotary_dim", f"an even number from 2 to the head dimension {dim}", rotated)
+        refuse(ValueError, "rotary_dim", f"an even number from 2 to the head dimension {dim}", rotated)
     if width not in (rotated, rotated // 2):
-        _refuse(ValueError, "cos", f"width {rotated} or {rotated // 2} for rotary_dim={rotated}", width)
+        refuse(ValueError, "cos", f"width {rotated} or {rotated // 2} for rotary_dim={rotated}", width)
     return rotated
 
 
@@ -189,17 +183,17 @@ def _check_positions(positions: Tensor, inv_freq: Tensor, axes: Tensor | None) -
     """Positions as [A, B, S]."""
     if positions.dtype not in INTEGERS:
         why = "int32 or int64 (floats lose integers: bf16 above 256, fp16 above 2,048, fp32 above 16,777,216)"
-        _refuse(TypeError, "positions", why, positions.dtype)
+        refuse(TypeError, "positions", why, positions.dtype)
     if positions.dim() not in (2, 3) or not positions.shape[0]:
-        _refuse(ValueError, "positions", "shape [B, S] or [A, B, S]", list(positions.shape))
+        refuse(ValueError, "positions", "shape [B, S] or [A, B, S]", list(positions.shape))
     if positions.dim() == 3 and positions.shape[0] > 1 and axes is None:
-        _refuse(ValueError, "axes", f"which of the {positions.shape[0]} axes of positions each lane reads", None)
+        refuse(ValueError, "axes", f"which of the {positions.shape[0]} axes of positions each lane reads", None)
     if inv_freq.dtype != torch.float32:
-        _refuse(TypeError, "inv_freq", "torch.float32", inv_freq.dtype)
+        refuse(TypeError, "inv_freq", "torch.float32", inv_freq.dtype)
     if inv_freq.dim() != 1 or not inv_freq.numel():
-        _refuse(ValueError, "inv_freq", "shape [L], at least one frequency", list(inv_freq.shape))
+        refuse(ValueError, "inv_freq", "shape [L], at least one frequency", list(inv_freq.shape))
     if inv_freq.requires_grad:
-        _refuse(ValueError, "inv_freq", "no gradient (they flow to q and k only; detach it)", "requires_grad=True")
+        refuse(ValueError, "inv_freq", "no gradient (they flow to q and k only; detach it)", "requires_grad=True")
     return positions if positions.dim() == 3 else positions.unsqueeze(0)
 
 
@@ -208,37 +202,36 @@ def _check_axes(axes: Tensor | None, lanes: int, count: int, device: torch.devic
     if axes is None:
         return None
     if axes.dtype not in INTEGERS:
-        _refuse(TypeError, "axes", "int32 or int64", axes.dtype)
+        refuse(TypeError, "axes", "int32 or int64", axes.dtype)
     if tuple(axes.shape) != (lanes,):
-        _refuse(ValueError, "axes", f"shape [{lanes}], one entry per lane", list(axes.shape))
+        refuse(ValueError, "axes", f"shape [{lanes}], one entry per lane", list(axes.shape))
     if axes.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = int(axes.min()), int(axes.max())
         if low < 0 or high >= count:
-            _refuse(ValueError, "axes", f"entries from 0 to {count - 1}", f"entries from {low} to {high}")
+            refuse(ValueError, "axes", f"entries from 0 to {count - 1}", f"entries from {low} to {high}")
     return axes.to(device).contiguous()
 
 
 def _check_writable(q: Tensor, k: Tensor) -> None:
     for name, x in (("q", q), ("k", k)):
         if x.requires_grad and x.is_leaf and torch.is_grad_enabled():
-            _refuse(
+            refuse(
                 ValueError,
                 name,
                 "for inplace=True no leaf that requires grad",
                 "one; rotate a copy or use inplace=False",
             )
         if x.requires_grad and _from_split(x):
-            _refuse(
+            refuse(
                 ValueError,
                 name,
                 "for inplace=True no output of split, chunk or unbind",
                 "one; slice the tensor instead",
             )
-        if _overlaps_itself(x.shape, x.stride()):
-            came = f"strides {x.stride()} for shape {list(x.shape)}"
-            _refuse(ValueError, name, "for inplace=True a tensor whose elements do not share memory", came)
+        if overlaps_itself(x.shape, x.stride()):
+            refuse(ValueError, name, "for inplace=True a tensor whose elements do not share memory", layout(x))
     if not _apart(q, k):
-        _refuse(
+        refuse(
             ValueError,
             "k",
             "for inplace=True memory apart from that of q",
@@ -252,17 +245,6 @@ def _from_split(x: Tensor) -> bool:
         return False
     meta = torch._C._autograd
     return x._is_view() and meta._get_creation_meta(x) != meta.CreationMeta.DEFAULT
-
-
-def _overlaps_itself(shape: torch.Size, strides: tuple[int, ...]) -> bool:
-    reach = 0
-    for stride, size in sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size != 1):
-        if size == 0:
-            return False
-        if stride <= reach:
-            return True
-        reach += stride * (size - 1)
-    return False
 
 
 def _apart(q: Tensor, k: Tensor) -> bool:
@@ -280,4 +262,4 @@ def _apart(q: Tensor, k: Tensor) -> bool:
     if lower.stride() != upper.stride() or not head or gap % head or gap // head < lower.shape[1]:
         return False
     packed = torch.Size((lower.shape[0], gap // head + upper.shape[1], *lower.shape[2:]))
-    return not _overlaps_itself(packed, lower.stride())
+    return not overlaps_itself(packed, lower.stride())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, library
 
 from assay.kernels import mrope_triton
+from assay.kernels.operands import require_runnable
 
 
 def is_token_major(x: Tensor) -> bool:
@@ -26,21 +27,13 @@ def _fresh(x: Tensor, token_major: bool) -> Tensor:
     return x.new_empty_strided((batch, heads, tokens, dim), (heads * tokens * dim, head, token, 1))
 
 
-def _require_runnable(x: Tensor) -> None:
-    if not (x.is_cuda or mrope_triton.INTERPRETED):
-        raise RuntimeError(
-            f"this kernel runs on CUDA tensors, got one on {x.device}: move it to a GPU, use assay.reference.mrope "
-            "instead, or set TRITON_INTERPRET=1 before Triton is imported to interpret the kernel (slow, for tests)"
-        )
-
-
 @library.custom_op("assay::mrope_rotate", mutates_args=())
 def rotate_op(
     q: Tensor, k: Tensor, first: Tensor, second: Tensor, axes: Tensor | None, half: int, adjacent: bool,
     conjugate: bool, from_positions: bool, exact: bool, scaling: float, q_token_major: bool, k_token_major: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Rotated copies of q [B, Hq, S, D] and k [B, Hk, S, D] in the asked-for layouts; `conjugate` turns backwards."""
-    _require_runnable(q)
+    require_runnable(q, "mrope", interpreted=bool(mrope_triton.INTERPRETED))
     q_out, k_out = _fresh(q, q_token_major), _fresh(k, k_token_major)
     mrope_triton.launch_rotate(
         q, k, q_out, k_out, (first, second), axes, half=half, adjacent=adjacent, conjugate=conjugate,
@@ -87,7 +80,7 @@ def rotate_inplace_op(
     from_positions: bool, exact: bool, scaling: float,
 ) -> None:  # fmt: skip
     """Rotate q and k where they are; no autograd."""
-    _require_runnable(q)
+    require_runnable(q, "mrope", interpreted=bool(mrope_triton.INTERPRETED))
     mrope_triton.launch_rotate(
         q, k, q, k, (first, second), axes, half=half, adjacent=adjacent, conjugate=False,
         from_positions=from_positions, exact=exact, scaling=scaling,
@@ -129,8 +122,9 @@ class _RotateInPlace(torch.autograd.Function):
 
 def rotate_inplace(x: Tensor, first: Tensor, second: Tensor, axes: Tensor | None, settings: tuple[Any, ...]) -> Tensor:
     """Rotate x where it is, under autograd; `settings` are the last five arguments of `rotate_inplace_op`."""
-    # torch leaves `Function.apply` without types.
-    rotated: Tensor = _RotateInPlace.apply(x, first, second, axes, settings)  # type: ignore[no-untyped-call]
+    rotated: Tensor = _RotateInPlace.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        x, first, second, axes, settings
+    )
     return rotated
 
 
@@ -139,7 +133,7 @@ def tables_op(
     positions: Tensor, inv_freq: Tensor, axes: Tensor | None, dtype: torch.dtype, exact: bool, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """Merged half tables [B, S, L] of positions [A, B, S] and inverse frequencies [L]."""
-    _require_runnable(positions)
+    require_runnable(positions, "mrope", interpreted=bool(mrope_triton.INTERPRETED))
     shape = (*positions.shape[1:], inv_freq.numel())
     cos, sin = (torch.empty(shape, dtype=dtype, device=positions.device) for _ in range(2))
     mrope_triton.launch_tables(positions, inv_freq, axes, cos, sin, exact=exact, scaling=scaling)

@@ -8,8 +8,8 @@ chunks, and that it keeps no logits, must not show in any result.
 from torch import Tensor
 
 from assay.reference.loss_arguments import accumulation_dtype, floating, of_dtype, shaped
-from assay.reference.loss_reduction import Loss, Normaliser, Reduction, check_reduction, read_places
-from assay.reference.masked_cross_entropy import aligned, check_labels, check_options, check_targets, cross_entropy
+from assay.reference.loss_reduction import Loss, Normaliser, Reduction, reduce_losses
+from assay.reference.masked_cross_entropy import check_options, scored_tokens, token_losses
 
 __all__ = ["linear_cross_entropy"]
 
@@ -46,29 +46,27 @@ def linear_cross_entropy(
         TypeError, ValueError: as `cross_entropy`; a head or bias of another dtype, shape or device.
     """
     _check_head(hidden, head, bias)
-    check_targets(hidden, labels, weight, shift=shift, ignore_index=ignore_index)
     check_options(softcap, label_smoothing, z_loss)
-    check_reduction(reduction, normaliser, hidden)
-    check_labels(labels, len(head), shift=shift, ignore_index=ignore_index)
-    targets, weight = aligned(labels, weight, shift=shift, ignore_index=ignore_index)
-    valid = targets != ignore_index
-    dtype = accumulation_dtype(hidden)
-    weight = None if weight is None else weight.to(dtype)
-    read = read_places(valid, weight, reduction, normaliser)
-    logits = hidden[read].to(dtype) @ head.to(dtype).T
-    value, _ = cross_entropy(
-        logits if bias is None else logits + bias.to(dtype),
-        targets[read],
-        weight=None if weight is None else weight[read],
-        softcap=softcap,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
+    scored = scored_tokens(
+        hidden,
+        labels,
+        weight,
+        vocabulary=len(head),
+        shift=shift,
+        ignore_index=ignore_index,
         reduction=reduction,
         normaliser=normaliser,
     )
-    if reduction == "none":
-        value = value.new_zeros(labels.shape).masked_scatter(read, value)
-    return Loss(value, valid.sum())
+    read, dtype = scored.places, accumulation_dtype(hidden)
+    logits = hidden[read].to(dtype) @ head.to(dtype).T
+    losses = token_losses(
+        logits if bias is None else logits + bias.to(dtype),
+        scored.labels[read],
+        softcap=softcap,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
+    return Loss(reduce_losses(losses, read, scored.weight, reduction=reduction, normaliser=normaliser), scored.count)
 
 
 def _check_head(hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:

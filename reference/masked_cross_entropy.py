@@ -15,6 +15,8 @@ Sources: `torch.nn.functional.cross_entropy` for smoothing, Gemma 2 (arXiv 2408.
 (2204.02311) for the z-loss, `transformers.loss.loss_utils.ForCausalLMLoss` for the shift.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from assay.reference.loss_arguments import accumulation_dtype, floating, number,
 from assay.reference.loss_normaliser import shift_labels, shift_left
 from assay.reference.loss_reduction import Loss, Normaliser, Reduction, check_reduction, read_places, reduce_losses
 
-__all__ = ["aligned", "check_labels", "check_options", "check_targets", "cross_entropy", "token_losses"]
+__all__ = ["Scored", "check_options", "cross_entropy", "scored_tokens", "token_losses"]
 
 
 def cross_entropy(
@@ -68,19 +70,63 @@ def cross_entropy(
     floating("logits", logits)
     if not logits.ndim or not logits.shape[-1]:
         raise ValueError(f"logits: expected the shape [..., vocabulary], got {list(logits.shape)}")
-    check_targets(logits, labels, weight, shift=shift, ignore_index=ignore_index)
     check_options(softcap, label_smoothing, z_loss)
-    check_reduction(reduction, normaliser, logits)
-    check_labels(labels, logits.shape[-1], shift=shift, ignore_index=ignore_index)
-    targets, weight = aligned(labels, weight, shift=shift, ignore_index=ignore_index)
-    valid = targets != ignore_index
-    dtype = accumulation_dtype(logits)
-    weight = None if weight is None else weight.to(dtype)
-    read = read_places(valid, weight, reduction, normaliser)
-    losses = token_losses(
-        logits[read].to(dtype), targets[read], softcap=softcap, label_smoothing=label_smoothing, z_loss=z_loss
+    scored = scored_tokens(
+        logits,
+        labels,
+        weight,
+        vocabulary=logits.shape[-1],
+        shift=shift,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        normaliser=normaliser,
     )
-    return Loss(reduce_losses(losses, read, weight, reduction=reduction, normaliser=normaliser), valid.sum())
+    read = scored.places
+    losses = token_losses(
+        logits[read].to(accumulation_dtype(logits)),
+        scored.labels[read],
+        softcap=softcap,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+    )
+    return Loss(reduce_losses(losses, read, scored.weight, reduction=reduction, normaliser=normaliser), scored.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Which tokens are scored, and against what."""
+
+    places: Tensor
+    """bool [...]: where a loss is computed; nothing else is read."""
+    labels: Tensor
+    """int64 [...], each at the token that is scored against it."""
+    weight: Tensor | None
+    """[...] at the same places, in the dtype of the arithmetic."""
+    count: Tensor
+    """int64 0-d: how many tokens have a label."""
+
+
+def scored_tokens(
+    inputs: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    *,
+    vocabulary: int,
+    shift: bool,
+    ignore_index: int,
+    reduction: str,
+    normaliser: Normaliser,
+) -> Scored:
+    """What `inputs` [..., channels], logits or hidden states, are scored against; all of it is checked here."""
+    _check_targets(inputs, labels, weight, shift=shift, ignore_index=ignore_index)
+    check_reduction(reduction, normaliser, inputs)
+    _check_labels(labels, vocabulary, shift=shift, ignore_index=ignore_index)
+    if shift:
+        labels, weight = shift_labels(labels, ignore_index), None if weight is None else shift_left(weight, 0.0)
+    valid = labels != ignore_index
+    weight = None if weight is None else weight.to(accumulation_dtype(inputs))
+    places = read_places(valid, weight, reduction, normaliser)
+    return Scored(places=places, labels=labels, weight=weight, count=valid.sum())
 
 
 def token_losses(
@@ -98,14 +144,7 @@ def token_losses(
     return losses
 
 
-def aligned(labels: Tensor, weight: Tensor | None, *, shift: bool, ignore_index: int) -> tuple[Tensor, Tensor | None]:
-    """Labels and their weights at the position that is scored against them."""
-    if not shift:
-        return labels, weight
-    return shift_labels(labels, ignore_index), None if weight is None else shift_left(weight, 0.0)
-
-
-def check_targets(scored: Tensor, labels: Tensor, weight: Tensor | None, *, shift: bool, ignore_index: int) -> None:
+def _check_targets(scored: Tensor, labels: Tensor, weight: Tensor | None, *, shift: bool, ignore_index: int) -> None:
     """Dtypes, shapes and devices of what `scored` [..., channels] is scored against."""
     of_dtype("labels", labels, torch.int64)
     shaped("labels", labels, scored.shape[:-1], scored)
@@ -117,7 +156,7 @@ def check_targets(scored: Tensor, labels: Tensor, weight: Tensor | None, *, shif
         shaped("weight", floating("weight", weight), labels.shape, scored)
 
 
-def check_labels(labels: Tensor, vocabulary: int, *, shift: bool, ignore_index: int) -> None:
+def _check_labels(labels: Tensor, vocabulary: int, *, shift: bool, ignore_index: int) -> None:
     """ValueError naming the first label that is scored and not in the vocabulary."""
     read = labels != ignore_index
     if shift:

@@ -6,7 +6,7 @@ import re
 
 from assay.audits.laws import parity
 from assay.audits.laws.trial import Broken, Trial
-from assay.audits.terms import Evidence, Inexpressible, Outcome, Verdict
+from assay.audits.terms import Evidence, Outcome, Verdict
 
 
 def misfit(trial: Trial) -> list[tuple[str, Evidence]]:
@@ -41,12 +41,6 @@ def ended(outcome: Outcome) -> tuple[str, Evidence]:
         where="call", measured=raised.kind, limit="returns", message=_stable(text).strip()[:600], verdict=verdict
     )
     return rule, evidence
-
-
-def inexpressible(outcome: Outcome) -> str:
-    """Why the call form cannot be given the inputs of a call; empty where that is not how it ended."""
-    raised = outcome.raised
-    return raised.message if raised and raised.kind == Inexpressible.__name__ else ""
 
 
 def _stable(text: str) -> str:

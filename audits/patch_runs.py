@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from assay.audits.families.adapt import loaded
+from assay.audits.families.discovery import loaded
 from assay.audits.patch_reasons import why
 from assay.audits.patch_users import Applied, apply_users, needs_model
 from assay.audits.terms import Family, Outputs

@@ -12,14 +12,26 @@ import torch
 from assay.audits import cases, registry
 from assay.audits.findings import Broke
 from assay.audits.laws.shared import COMPARISONS
-from assay.audits.laws.trial import Broken, Excused, Trial
-from assay.audits.mishap import checker_failed, ended, inexpressible, misfit
+from assay.audits.laws.trial import Broken, Trial
+from assay.audits.mishap import checker_failed, ended, misfit
 from assay.audits.options import Options
 from assay.audits.search import search
 from assay.audits.server import Server
 from assay.audits.subject import Foreign, InProcess, subject
 from assay.audits.tally import Tally, absent, merge, report
-from assay.audits.terms import Candidate, Evidence, Law, Level, Operation, Outcome, Outputs, Report, Tape, Verdict
+from assay.audits.terms import (
+    Candidate,
+    Evidence,
+    Inexpressible,
+    Law,
+    Level,
+    Operation,
+    Outcome,
+    Outputs,
+    Report,
+    Tape,
+    Verdict,
+)  # fmt: skip
 
 __all__ = ["Options", "audit", "merge"]
 
@@ -198,9 +210,8 @@ def _trial(tally: Tally, judged: _Watched, params: Any, dtype: str) -> Trial:
     width, options = getattr(torch, dtype), tally.options
     inputs = tally.operation.build(params, width, torch.device(options.device))
     return Trial(
-        operation=tally.operation, params=params, inputs=inputs, dtype=width, subject=judged, seed=options.seed,
-        refuses=functools.partial(_refused_by_form, tally),
-    )  # fmt: skip
+        operation=tally.operation, params=params, inputs=inputs, dtype=width, subject=judged, seed=options.seed
+    )
 
 
 def _refused_by_form(tally: Tally, inputs: Any) -> str | None:
@@ -238,15 +249,11 @@ def _put(tally: Tally, law: Law, trial: Trial, judged: _Watched) -> Iterable[tup
     try:
         found = [(law.name, item) for item in law.check(trial)]
         tally.exercised[law.name] += 1
-    except Excused as excused:
+    except Inexpressible as reason:
         tally.attempted[law.name] -= 1
-        tally.excuse(law.name, str(excused))
+        tally.excuse(law.name, str(reason))
         found = []
     except Broken as broken:
-        if reason := inexpressible(broken.outcome):
-            tally.attempted[law.name] -= 1
-            tally.excuse(law.name, reason)
-            return _seen_beside(tally, law, judged)
         found = [ended(broken.outcome)]
         tally.gone = judged.gone or found[0][0] in {"timeout", "unloadable"}
     except Exception as error:  # noqa: BLE001 - a failing checker must not pass or stop the audit

@@ -107,7 +107,7 @@ class Relations:
 class Inexpressible(Exception):
     """Raised where a call form, or the function behind it, cannot be given the inputs; the message says why not.
 
-    A law that needs such a call says nothing about the candidate.
+    A law that needs such a call, or finds that a case gives it nothing to ask, says nothing about the candidate.
     """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -64,7 +65,7 @@ def _check(number: int, table: Mapping[str, Any], today: dt.date) -> Iterator[st
 
 def _problem(key: str, value: Any, today: dt.date) -> str:
     if key == "worst":
-        number = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # noqa: PLR0124 - NaN is no number here
+        number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
         return "" if number else f"expected a number, got {value!r}"
     if key == "until":
         return _problem_of_date(value, today)

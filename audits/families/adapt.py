@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.audits.families import discovery, sites
+from assay.audits.families import sites
+from assay.audits.families.discovery import loaded
 from assay.audits.terms import Family, Implementation, Inexpressible, Outputs
 
 TEXT_OFFSET = 10_000
@@ -36,14 +37,6 @@ def implementation(target: Mapping[str, Any]) -> Implementation:
     kinds: dict[str, Any] = {"positions": Positions, "rotate": Rotation}
     made: Implementation = kinds[target["site"]](family, model)
     return made
-
-
-def loaded(name: str) -> Family:
-    """A family of the installed transformers. LookupError with the reason when there is none."""
-    found = discovery.family(name)
-    if isinstance(found, str):
-        raise LookupError(found)
-    return found
 
 
 class Positions:

@@ -78,6 +78,16 @@ def family(name: str) -> Family | str:
     )  # fmt: skip
 
 
+def is_known(name: str) -> bool:
+    """Whether there is a loss to audit: a class with a head of its own, or a tiny model written for its positions."""
+    return name in classes() or isinstance(discovery.family(name), Family)
+
+
+def loaded(name: str) -> Family:
+    """The family called ``name``. LookupError with the reason when it has no tiny model here."""
+    return discovery.required(family(name))
+
+
 def build(name: str, seed: int = 0) -> Any:
     """A tiny float32 model in eval mode. LookupError with the reason where its configuration cannot be shrunk."""
     import torch

@@ -41,6 +41,18 @@ def family(name: str) -> Family | str:
     return found
 
 
+def loaded(name: str) -> Family:
+    """The family called ``name``. LookupError with the reason when it cannot be audited here."""
+    return required(family(name))
+
+
+def required(found: Family | str) -> Family:
+    """What was found, LookupError when that is a reason and no family."""
+    if isinstance(found, str):
+        raise LookupError(found)
+    return found
+
+
 def families() -> dict[str, Family | str]:
     """Every installed family by name, each with its :class:`Family` or the reason why there is none."""
     return {name: family(name) for name in installed_families()}

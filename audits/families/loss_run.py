@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.audits.families import causal
+from assay.audits.families.causal import loaded
 from assay.audits.families.run import placeholders
 from assay.audits.terms import Family, Inexpressible, Outputs
 
@@ -52,14 +52,6 @@ class LossCall:
 def implementation(target: Mapping[str, Any]) -> LossModel:
     """The model of ``target["family"]``, under ``target["patch"]`` if there is one."""
     return LossModel(loaded(target["family"]), str(target.get("patch", "")))
-
-
-def loaded(name: str) -> Family:
-    """A family of the installed transformers. LookupError with the reason when it has no tiny model."""
-    found = causal.family(name)
-    if isinstance(found, str):
-        raise LookupError(found)
-    return found
 
 
 class LossModel:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from assay.audits.families import sites
-from assay.audits.families.adapt import SPECIAL, loaded, setting, special_id
+from assay.audits.families.adapt import SPECIAL, setting, special_id
+from assay.audits.families.discovery import loaded
 from assay.audits.terms import Family, Outputs
 
 NEW_TOKENS = 3

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.audits.families.loss_run import LossCall, loaded, logits_of, named, shifted, shifts, trained
+from assay.audits.families.causal import loaded
+from assay.audits.families.loss_run import LossCall, logits_of, named, shifted, shifts, trained
 from assay.audits.families.run import placeholders
 from assay.audits.terms import Family, Outputs
 

@@ -9,8 +9,9 @@ row's root mean square; worst is compared with worst, never element with element
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +105,14 @@ def excess(
                 where=where, measured=measured, limit=limit, message=f"{message}: {label}", index=_worst(error)
             )
     return None
+
+
+def worst(where: str, found: Sequence[Evidence]) -> Iterator[Evidence]:
+    """Of evidence at ``group:NAME`` of many tensors, that which is furthest beyond its limit stands for the rest."""
+    if found:
+        item = max(found, key=lambda item: float(item.measured) / float(item.limit))
+        message = f"{item.where.partition(':')[2]}: {item.message} ({len(found)} differ)"
+        yield dataclasses.replace(item, where=where, message=message)
 
 
 def _worst(error: Tensor) -> tuple[int, ...]:

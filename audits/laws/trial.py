@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from assay.audits.observe import evaluate, tensors
-from assay.audits.terms import Exact, Implementation, Numeric, Operation, Outcome, Outputs, Subject, Tape
+from assay.audits.terms import (
+    Evidence,
+    Exact,
+    Implementation,
+    Inexpressible,
+    Numeric,
+    Operation,
+    Outcome,
+    Outputs,
+    Subject,
+    Tape,
+)  # fmt: skip
 
 
 class Broken(Exception):
@@ -25,16 +36,33 @@ class Broken(Exception):
         self.inputs = inputs
 
 
-class Excused(Exception):
-    """A law finds that it says nothing about this case: the call form cannot express what it wants to ask."""
+def refuse_inexpressible(outcome: Outcome) -> None:
+    """:class:`Inexpressible` where a call ended with it, in whichever process."""
+    raised = outcome.raised
+    if raised and raised.kind == Inexpressible.__name__:
+        raise Inexpressible(raised.message)
+
+
+def answerable(asks: Iterable[Iterator[Evidence]]) -> Iterator[Evidence]:
+    """What those questions find that the candidate can be asked. :class:`Inexpressible` where it can be asked none."""
+    reasons, asked = set(), False
+    for ask in asks:
+        try:
+            yield from ask
+        except Inexpressible as reason:
+            reasons.add(str(reason))
+        else:
+            asked = True
+    if not asked:
+        raise Inexpressible("; ".join(sorted(reasons)) or "there is nothing to ask of this case")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """A candidate's subject with one built case of its operation.
 
-    Laws read ``inputs`` and make calls; every call that does not return raises :class:`Broken`. ``refuses`` says why
-    the candidate's call form cannot express an inputs record, or returns None.
+    Laws read ``inputs`` and make calls; every call that does not return raises :class:`Broken`, or
+    :class:`Inexpressible` where the candidate cannot be given what the law asks.
     """
 
     operation: Operation
@@ -43,7 +71,6 @@ class Trial:
     dtype: torch.dtype
     subject: Subject
     seed: int = 0
-    refuses: Callable[[Any], str | None] = lambda _inputs: None
     _memo: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -60,6 +87,7 @@ class Trial:
     def call(self, inputs: Any, upstream: Outputs | None = None, tape: Tape | None = None) -> Outcome:
         """Run the candidate on related inputs, or on the same ones recorded in another way."""
         outcome = self.subject.call(inputs, upstream, tape)
+        refuse_inexpressible(outcome)
         if outcome.raised:
             raise Broken(outcome, inputs)
         return outcome
@@ -67,6 +95,12 @@ class Trial:
     def run(self, inputs: Any) -> Outputs:
         """The candidate's outputs on related inputs."""
         return self.call(inputs).values
+
+    def varied(self, **changes: Any) -> Outputs:
+        """The candidate's outputs on the case's inputs with these fields changed; asked once for all laws."""
+        key = "varied " + repr(sorted(changes.items()))
+        found: Outputs = self.once(key, lambda: self.run(dataclasses.replace(self.inputs, **changes)))
+        return found
 
     @functools.cached_property
     def outcome(self) -> Outcome:

@@ -14,9 +14,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.audits.candidates import of_function, of_reference
 from assay.audits.components.masked_loss import tokens
 from assay.audits.fields import Finite, Positive, one_of
-from assay.audits.terms import Candidate, Form, Numeric, Operation, Outputs
+from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 
 NAME = "masked_loss.cross_entropy"
@@ -318,20 +319,13 @@ OPERATION = Operation(
 )
 
 CANDIDATES = (
-    Candidate(
-        operation=NAME, name="reference", trusted=True, origin="assay.reference.masked_loss",
-        target={"kind": "import", "ref": f"{__name__}:reference", "operation": NAME},
+    of_reference(NAME, f"{__name__}:reference", origin="assay.reference.masked_loss"),
+    of_function(
+        NAME, "kernel", "assay.kernels.masked_cross_entropy:cross_entropy",
+        origin="assay.kernels.masked_cross_entropy", form="assay", costly=True,
     ),
-    Candidate(
-        operation=NAME, name="kernel", form="assay", origin="assay.kernels.masked_cross_entropy", costly=True,
-        target={"kind": "import", "ref": "assay.kernels.masked_cross_entropy:cross_entropy", "operation": NAME},
-    ),
-    Candidate(
-        operation=NAME, name="torch", form="torch", origin="torch",
-        target={"kind": "import", "ref": "torch.nn.functional:cross_entropy", "operation": NAME},
-    ),
-    Candidate(
-        operation=NAME, name="transformers", form="hf", origin="transformers",
-        target={"kind": "import", "ref": "transformers.loss.loss_utils:ForCausalLMLoss", "operation": NAME},
+    of_function(NAME, "torch", "torch.nn.functional:cross_entropy", origin="torch", form="torch"),
+    of_function(
+        NAME, "transformers", "transformers.loss.loss_utils:ForCausalLMLoss", origin="transformers", form="hf"
     ),
 )  # fmt: skip

@@ -14,9 +14,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.audits.candidates import of_reference
 from assay.audits.components.masked_loss import tokens
 from assay.audits.fields import Count, Size
-from assay.audits.terms import Candidate, Form, Numeric, Operation, Outputs
+from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 
 NAME = "masked_loss.gather"
@@ -137,9 +138,4 @@ OPERATION = Operation(
     supports=supports,
 )
 
-CANDIDATES = (
-    Candidate(
-        operation=NAME, name="reference", trusted=True, origin="assay.reference.masked_loss",
-        target={"kind": "import", "ref": f"{__name__}:reference", "operation": NAME},
-    ),
-)  # fmt: skip
+CANDIDATES = (of_reference(NAME, f"{__name__}:reference", origin="assay.reference.masked_loss"),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from assay.audits.components.masked_loss import cross_entropy, linear, tokens
 from assay.audits.laws.relation import Pair, Run, holds
-from assay.audits.laws.trial import Excused, Trial
-from assay.audits.terms import Evidence, Law, Operation
+from assay.audits.laws.trial import Trial, answerable
+from assay.audits.terms import Evidence, Inexpressible, Law, Operation
 
 BOTH = (cross_entropy.NAME, linear.NAME)
 LOGITS = (cross_entropy.NAME,)
@@ -132,20 +133,13 @@ def continuity(trial: Trial) -> Iterator[Evidence]:
 
     Example: a trainer whose label smoother takes the labels without shifting them.
     """
-    asked = {
-        name: dataclasses.replace(trial.inputs, **{name: NEARLY[name]})
-        for name, value in NEUTRAL.items()
-        if getattr(trial.inputs, name) == value
-    }
-    asked = _expressible(trial, asked)
 
-    def relate(run: Run, inputs: Any) -> Iterable[Pair]:
-        before = run(inputs)["loss"]
-        for name in asked:
-            nearly = dataclasses.replace(inputs, **{name: NEARLY[name]})
-            yield _pair(trial, run(nearly)["loss"], before, f"{name} = {NEARLY[name]:g} is not like none")
+    def nearly(name: str, run: Run, inputs: Any) -> Iterable[Pair]:
+        own = run(dataclasses.replace(inputs, **{name: NEARLY[name]}))["loss"]
+        yield _pair(trial, own, run(inputs)["loss"], f"{name} = {NEARLY[name]:g} is not like none")
 
-    yield from holds(trial, relate)
+    off = (name for name, value in NEUTRAL.items() if getattr(trial.inputs, name) == value)
+    yield from answerable(holds(trial, functools.partial(nearly, name)) for name in off)
 
 
 def live(trial: Trial) -> Iterator[Evidence]:
@@ -156,32 +150,28 @@ def live(trial: Trial) -> Iterator[Evidence]:
 
     Example: a soft-cap that the fused path takes and does not apply.
     """
-    if not bool(trial.inputs.scored().any()) or trial.inputs.reduction != "mean":
-        raise Excused("no option changes a loss of nothing" if trial.inputs.reduction == "mean" else "not a mean")
     own = trial.inputs
+    if not bool(own.scored().any()):
+        raise Inexpressible("no option changes a loss of nothing")
     asked = {name: dataclasses.replace(own, **{name: value}) for name, value in STRONG.items()}
     ramp = torch.linspace(0.25, 4.0, max(own.labels.numel(), 1), device=own.labels.device)[: own.labels.numel()]
     asked["weight"] = dataclasses.replace(own, weight=ramp.view(own.labels.shape))
-    truth, before = trial.truth.values["loss"], trial.outcome.values["loss"]
-    for name, changed in _expressible(trial, asked).items():
-        moves = (trial.oracle(changed).values["loss"] - truth).abs() > truth.abs() * CLEARLY
-        if bool(moves) and torch.equal(trial.run(changed)["loss"], before):
-            yield Evidence(
-                where=name, measured="the same loss", limit="another loss",
-                message=f"the option {name} is accepted and changes nothing",
-            )  # fmt: skip
+    yield from answerable(_unchanged(trial, name, changed) for name, changed in asked.items())
+
+
+def _unchanged(trial: Trial, name: str, changed: Any) -> Iterator[Evidence]:
+    """Evidence where inputs with an option changed give the same loss, though the right one is clearly another."""
+    truth, got = trial.truth.values["loss"], trial.run(changed)["loss"]
+    moves = (trial.oracle(changed).values["loss"] - truth).abs() > truth.abs() * CLEARLY
+    if bool(moves) and torch.equal(got, trial.outcome.values["loss"]):
+        yield Evidence(
+            where=name, measured="the same loss", limit="another loss",
+            message=f"the option {name} is accepted and changes nothing",
+        )  # fmt: skip
 
 
 CLEARLY = 2**-5
 """By what part of itself the right loss has to change for a loss that does not change to be noticed in any dtype."""
-
-
-def _expressible(trial: Trial, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Those records that the candidate's call form can express. Excused where it is none."""
-    refused = {name: trial.refuses(record) for name, record in asked.items()}
-    if all(refused.values()):
-        raise Excused("; ".join(sorted({why for why in refused.values() if why})) or "no option is off")
-    return {name: record for name, record in asked.items() if not refused[name]}
 
 
 def _reach(trial: Trial) -> Tensor:
@@ -206,6 +196,10 @@ def _moves(_operation: Operation, case: Any) -> str | None:
     return "soft-cap and z-loss depend on the level" if case.softcap is not None or case.z_loss else None
 
 
+def _mean(_operation: Operation, case: Any) -> str | None:
+    return None if case.reduction == "mean" else "not a mean"
+
+
 def _law(check: Any, operations: tuple[str, ...], applies: Any = None) -> Law:
     extra = {"applies": applies} if applies else {}
     return Law(name=check.__name__, operations=operations, check=check, doc=check.__doc__, **extra)
@@ -213,5 +207,5 @@ def _law(check: Any, operations: tuple[str, ...], applies: Any = None) -> Law:
 
 LAWS = (
     _law(shift, BOTH, _shifts), _law(refuses, BOTH), _law(uniform, LOGITS), _law(translation, LOGITS, _moves),
-    _law(continuity, BOTH), _law(live, BOTH),
+    _law(continuity, BOTH), _law(live, BOTH, _mean),
 )  # fmt: skip

@@ -14,9 +14,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.audits.candidates import of_function, of_reference
 from assay.audits.components.masked_loss import cross_entropy, tokens
 from assay.audits.fields import Positive, Size
-from assay.audits.terms import Candidate, Form, Numeric, Operation, Outputs
+from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 
 NAME = "masked_loss.linear_cross_entropy"
@@ -234,12 +235,9 @@ OPERATION = Operation(
 )
 
 CANDIDATES = (
-    Candidate(
-        operation=NAME, name="reference", trusted=True, origin="assay.reference.masked_loss",
-        target={"kind": "import", "ref": "assay.audits.components.masked_loss.linear:reference", "operation": NAME},
-    ),
-    Candidate(
-        operation=NAME, name="kernel", form="assay", origin="assay.kernels.linear_cross_entropy",
-        target={"kind": "import", "ref": "assay.kernels.linear_cross_entropy:linear_cross_entropy", "operation": NAME},
+    of_reference(NAME, f"{__name__}:reference", origin="assay.reference.masked_loss"),
+    of_function(
+        NAME, "kernel", "assay.kernels.linear_cross_entropy:linear_cross_entropy",
+        origin="assay.kernels.linear_cross_entropy", form="assay",
     ),
 )  # fmt: skip

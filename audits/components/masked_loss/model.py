@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
 
-from assay.audits.components.mrope.rotate import family_name
-from assay.audits.families import causal, discovery, samples
+from assay.audits.candidates import of_family
+from assay.audits.families import causal
+from assay.audits.families.batch_case import BatchCase
 from assay.audits.families.loss_run import LossCall
-from assay.audits.fields import Count, Samples
-from assay.audits.terms import Candidate, Family, Operation, Relations
+from assay.audits.fields import Samples
+from assay.audits.terms import Candidate, Operation, Relations
 
 NAME = "masked_loss.model"
 FACTORY = "assay.audits.families.loss_run:implementation"
@@ -28,36 +28,22 @@ PATCHED = ("qwen2_5_vl", "gemma2", "cohere")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """Parameters of a case: samples in the notation of ``audits.families.samples``, and the family they go to."""
+class Case(BatchCase):
+    """Parameters of a case."""
 
     family: str = DEFAULT_FAMILY
     samples: Samples = ("t9", "t1", "t6")
-    seed: Count = 0
-
-    @property
-    def modalities(self) -> frozenset[str]:
-        """What the samples hold besides text."""
-        return frozenset().union(*(samples.parse(sample).modalities for sample in self.samples))
 
 
 def build(case: Case, dtype: torch.dtype, _device: torch.device) -> LossCall:
-    """The call of a case. The batch itself is made beside the model, in the worker."""
-    return LossCall(
-        samples=case.samples,
-        keys=tuple(range(len(case.samples))),
-        seed=case.seed,
-        dtype=str(dtype).rpartition(".")[2],
-    )
+    """The call of a case."""
+    return LossCall(**case.call(dtype))
 
 
 def supports(case: Case) -> str | None:
     """Whether the family takes such samples."""
     family = causal.family(case.family)
-    if isinstance(family, str):
-        return None
-    lacking = sorted(case.modalities - set(family.modalities))
-    return f"{case.family} takes no {' or '.join(lacking)}" if lacking else None
+    return None if isinstance(family, str) else case.untaken(family)
 
 
 CASES = {
@@ -82,10 +68,7 @@ OPERATION = Operation(
 
 
 def _candidate(name: str, patch: str = "") -> Candidate:
-    return Candidate(
-        operation=NAME, name=family_name(name, patch), origin="transformers", scope={"family": name},
-        target={"kind": "factory", "ref": FACTORY, "operation": NAME, "family": name, "patch": patch},
-    )  # fmt: skip
+    return of_family(NAME, name, patch, factory=FACTORY, scope={"family": name})
 
 
 CANDIDATES = (
@@ -99,10 +82,4 @@ def for_family(name: str, patch: str) -> Candidate | None:
 
     A family that has no tiny model gets a candidate too, which says so when it is loaded.
     """
-    known = name in causal.classes() or isinstance(discovery.family(name), Family)
-    return _candidate(name, patch) if known else None
-
-
-def in_float32(call: LossCall) -> LossCall:
-    """The same call in float32: how far apart the two are is the ordinary error of such a model."""
-    return dataclasses.replace(call, dtype="float32")
+    return _candidate(name, patch) if causal.is_known(name) else None

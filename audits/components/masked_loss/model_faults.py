@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from assay.audits.components.masked_loss.model import DEFAULT_FAMILY, NAME
-from assay.audits.families.loss_run import IGNORED, LossCall, LossModel, loaded
+from assay.audits.families.causal import loaded
+from assay.audits.families.loss_run import IGNORED, LossCall, LossModel
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs
 

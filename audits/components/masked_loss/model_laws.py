@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.audits.components.masked_loss.model import NAME, Case, in_float32
+from assay.audits.components.masked_loss.model import NAME, Case
 from assay.audits.families.loss_run import LossCall
-from assay.audits.laws.limits import difference, excess, floor, relative
-from assay.audits.laws.trial import Broken, Trial
-from assay.audits.mishap import inexpressible
-from assay.audits.terms import Evidence, Law, Operation, Outputs
+from assay.audits.laws.limits import difference, excess, floor, relative, worst
+from assay.audits.laws.trial import Trial
+from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 
 ITEMS = 29
 """A number of tokens of a whole step that is not that of any batch here."""
@@ -44,7 +42,7 @@ def items(trial: Trial) -> Iterator[Evidence]:
     """
     share = _scored(trial.outcome.values["labels"]) / ITEMS
     want = _scaled(_specified(trial), share)
-    yield from _same(trial, _with(trial, items=ITEMS), want, "not the sum over tokens by num_items_in_batch", share)
+    yield from _same(trial, trial.varied(items=ITEMS), want, "not the sum over tokens by num_items_in_batch", share)
 
 
 def micro(trial: Trial) -> Iterator[Evidence]:
@@ -58,11 +56,11 @@ def micro(trial: Trial) -> Iterator[Evidence]:
     call: LossCall = trial.inputs
     count = _scored(trial.outcome.values["labels"])
     parts = [
-        _with(trial, items=count, samples=(sample,), keys=(key,))
+        trial.varied(items=count, samples=(sample,), keys=(key,))
         for sample, key in zip(call.samples, call.keys, strict=True)
     ]
     added = {name: torch.stack([part[name] for part in parts]).sum(0) for name in _compared(trial.outcome.values)}
-    yield from _same(trial, added, _with(trial, items=count), "micro-batches do not add up to the batch")
+    yield from _same(trial, added, trial.varied(items=count), "micro-batches do not add up to the batch")
 
 
 def shifted(trial: Trial) -> Iterator[Evidence]:
@@ -74,7 +72,7 @@ def shifted(trial: Trial) -> Iterator[Evidence]:
 
     Example: a forward that does not pass the argument on.
     """
-    got = _with(trial, form="shift_labels")
+    got = trial.varied(form="shift_labels")
     yield from _same(trial, got, trial.outcome.values, "shift_labels give another loss than labels")
 
 
@@ -87,13 +85,13 @@ def padding(trial: Trial) -> Iterator[Evidence]:
     Example: a mean over all positions after the masked ones were set to zero.
     """
     for side in ("right", "left"):
-        got, want, message = _with(trial, padding=side, extra=WIDER), trial.outcome.values, f"padding on the {side}"
+        got, want, message = trial.varied(padding=side, extra=WIDER), trial.outcome.values, f"padding on the {side}"
         if bool(got["loss"].isfinite()):
             yield from _same(trial, got, want, f"{message} changes it")
             continue
         # Some attentions mask with float64's lowest number and take the softmax in float32, where that is infinite: a
         # row of padding alone is NaN then. In float32, in which models are trained, both sides round.
-        got, want = _with(trial, padding=side, extra=WIDER, dtype="float32"), _with(trial, dtype="float32")
+        got, want = trial.varied(padding=side, extra=WIDER, dtype="float32"), trial.varied(dtype="float32")
         yield from _same(trial, got, want, f"{message} changes it", sides=2)
 
 
@@ -106,7 +104,7 @@ def order(trial: Trial) -> Iterator[Evidence]:
     Example: labels that are flattened in another order than the logits.
     """
     call: LossCall = trial.inputs
-    got = _with(trial, samples=call.samples[::-1], keys=call.keys[::-1])
+    got = trial.varied(samples=call.samples[::-1], keys=call.keys[::-1])
     yield from _same(trial, got, trial.outcome.values, "the order of samples matters")
 
 
@@ -118,7 +116,7 @@ def causal(trial: Trial) -> Iterator[Evidence]:
 
     Example: labels that are not shifted.
     """
-    out = _with(trial, labels="one")
+    out = trial.varied(labels="one")
     reach, labels = out["reach:inputs"], out["labels"]
     place = (labels >= 0).int().argmax(-1)
     for row in torch.nonzero((labels >= 0).any(-1)).flatten().tolist():
@@ -148,9 +146,9 @@ def empty(trial: Trial) -> Iterator[Evidence]:
     """
     for said, count in (("", None), (" with num_items_in_batch", ITEMS)):
         try:
-            out = _with(trial, labels="none", items=count)
-        except Broken as broken:
-            if count is None or not inexpressible(broken.outcome):
+            out = trial.varied(labels="none", items=count)
+        except Inexpressible:
+            if count is None:
                 raise
             return
         for where, value in (("loss", out["loss"]), *((name, out[name]) for name in out if name.startswith("grad:"))):
@@ -172,20 +170,13 @@ def evaluation(trial: Trial) -> Iterator[Evidence]:
 
     Example: a balancing loss that is added in training only.
     """
-    got = _with(trial, train=False, gradients=False)
+    got = trial.varied(train=False, gradients=False)
     yield from _same(trial, got, trial.outcome.values, "evaluation gives another loss than training")
-
-
-def _with(trial: Trial, **changes: Any) -> Outputs:
-    """The candidate's answer to a call that differs in ``changes``; asked once for all laws of a trial."""
-    key = "with " + repr(sorted(changes.items()))
-    found: Outputs = trial.once(key, lambda: trial.run(dataclasses.replace(trial.inputs, **changes)))
-    return found
 
 
 def _specified(trial: Trial) -> Outputs:
     """The specification's loss and gradients on the model's own logits."""
-    return _with(trial, by="reference")
+    return trial.varied(by="reference")
 
 
 def _compared(out: Outputs) -> list[str]:
@@ -220,11 +211,7 @@ def _same(
         if found:
             broken.append(found)
     yield from (item for item in broken if item.where == "loss")
-    wrong = [item for item in broken if item.where != "loss"]
-    if wrong:
-        worst = max(wrong, key=lambda item: float(item.measured) / float(item.limit))
-        label = worst.where.partition(":")[2]
-        yield dataclasses.replace(worst, where="gradients", message=f"{label}: {worst.message} ({len(wrong)} differ)")
+    yield from worst("gradients", [item for item in broken if item.where != "loss"])
 
 
 def _reaches(trial: Trial) -> Mapping[str, Tensor]:
@@ -244,8 +231,7 @@ def _reaches(trial: Trial) -> Mapping[str, Tensor]:
 def _ordinary(trial: Trial, name: str, sides: int) -> list[Tensor]:
     """What float32 costs the specification on this model: the scale of what may be lost."""
     wide = _specified(trial)
-    call = dataclasses.replace(in_float32(trial.inputs), by="reference")
-    narrow = trial.once("float32", lambda: trial.run(call))
+    narrow = trial.varied(by="reference", dtype="float32")
     return [sides * relative(difference(narrow[name], wide[name]), _reaches(trial)[name.partition(":")[0]])]
 
 

@@ -14,9 +14,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.audits.candidates import of_function, of_reference
 from assay.audits.components.masked_loss import tokens
 from assay.audits.fields import Amount, Count, Positive, Size, one_of
-from assay.audits.terms import Candidate, Form, Numeric, Operation, Outputs
+from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 
 NAME = "masked_loss.regression"
@@ -360,12 +361,9 @@ OPERATION = Operation(
 )
 
 CANDIDATES = (
-    Candidate(
-        operation=NAME, name="reference", trusted=True, origin="assay.reference.masked_loss",
-        target={"kind": "import", "ref": "assay.audits.components.masked_loss.regression:reference", "operation": NAME},
-    ),
-    Candidate(
-        operation=NAME, name="kernel", form="assay", origin="assay.kernels.masked_regression", costly=True,
-        target={"kind": "import", "ref": "assay.kernels.masked_regression:masked_regression", "operation": NAME},
+    of_reference(NAME, f"{__name__}:reference", origin="assay.reference.masked_loss"),
+    of_function(
+        NAME, "kernel", "assay.kernels.masked_regression:masked_regression", origin="assay.kernels.masked_regression",
+        form="assay", costly=True,
     ),
 )  # fmt: skip

@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from assay.audits.candidates import of_function, of_reference
 from assay.audits.components.masked_loss import ranks
 from assay.audits.fields import Count, Size, one_of
-from assay.audits.terms import Candidate, Form, Numeric, Operation, Outputs
+from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 
 NAME = "masked_loss.step"
@@ -221,12 +222,8 @@ OPERATION = Operation(
 )
 
 CANDIDATES = (
-    Candidate(
-        operation=NAME, name="reference", trusted=True, origin="assay.reference.masked_loss",
-        target={"kind": "import", "ref": f"{__name__}:reference", "operation": NAME},
-    ),
-    Candidate(
-        operation=NAME, name="transformers", form="loss", origin="transformers",
-        target={"kind": "import", "ref": "transformers.loss.loss_utils:ForCausalLMLoss", "operation": NAME},
+    of_reference(NAME, f"{__name__}:reference", origin="assay.reference.masked_loss"),
+    of_function(
+        NAME, "transformers", "transformers.loss.loss_utils:ForCausalLMLoss", origin="transformers", form="loss"
     ),
 )  # fmt: skip

@@ -6,6 +6,7 @@ Letters: B batch, S tokens.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
@@ -40,7 +41,7 @@ class Case:
     normaliser: Positive | None = None
 
 
-class Rows:
+class Rows(ABC):
     """What laws ask of an inputs record: which tensor holds its rows, which are scored, and parts of it.
 
     ``ROWS`` names the tensor [B,S,...]; ``PER_SAMPLE`` the fields whose first dimension is the batch.
@@ -51,21 +52,21 @@ class Rows:
     reduction: str
     normaliser: float | None
 
+    @abstractmethod
     def scored(self) -> Tensor:
         """[B,S] or [B,S,D] bool: what takes part in the loss."""
-        raise NotImplementedError
 
+    @abstractmethod
     def amount(self) -> float:
         """What a mean over this record alone is divided by."""
-        raise NotImplementedError
 
+    @abstractmethod
     def appended(self, count: int) -> Self:
         """The record with ``count`` masked tokens after each sample and a masked sample at the end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def emptied(self) -> Self:
         """The record with everything masked."""
-        raise NotImplementedError
 
     def samples(self, index: Tensor | slice) -> Self:
         """These samples of the batch."""

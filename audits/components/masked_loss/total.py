@@ -14,8 +14,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.audits.candidates import of_reference
 from assay.audits.fields import Count, Finite, Size
-from assay.audits.terms import Candidate, Form, Numeric, Operation, Outputs
+from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 
 NAME = "masked_loss.total"
@@ -160,12 +161,7 @@ OPERATION = Operation(
     supports=supports,
 )
 
-CANDIDATES = (
-    Candidate(
-        operation=NAME, name="reference", form="assay", trusted=True, origin="assay.reference.masked_loss",
-        target={"kind": "import", "ref": f"{__name__}:total_loss", "operation": NAME},
-    ),
-)  # fmt: skip
+CANDIDATES = (of_reference(NAME, f"{__name__}:total_loss", origin="assay.reference.masked_loss", form="assay"),)
 
 
 def total_loss(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from assay.audits.components.mrope.rotate import family_name
-from assay.audits.families import causal, discovery
+from assay.audits.candidates import of_family
+from assay.audits.families import causal
 from assay.audits.families.trainer_run import StepCall
 from assay.audits.fields import Count, Samples, Size
-from assay.audits.terms import Candidate, Family, Operation, Relations
+from assay.audits.terms import Candidate, Operation, Relations
 
 NAME = "masked_loss.trainer"
 FACTORY = "assay.audits.families.trainer_run:implementation"
@@ -73,10 +73,7 @@ OPERATION = Operation(
 
 
 def _candidate(name: str, patch: str = "") -> Candidate:
-    return Candidate(
-        operation=NAME, name=family_name(name, patch), origin="transformers", scope={"family": name},
-        target={"kind": "factory", "ref": FACTORY, "operation": NAME, "family": name, "patch": patch},
-    )  # fmt: skip
+    return of_family(NAME, name, patch, factory=FACTORY, scope={"family": name})
 
 
 CANDIDATES = (*(_candidate(name) for name in FAMILIES), _candidate(DEFAULT_FAMILY, KERNEL))
@@ -84,5 +81,4 @@ CANDIDATES = (*(_candidate(name) for name in FAMILIES), _candidate(DEFAULT_FAMIL
 
 def for_family(name: str, patch: str) -> Candidate | None:
     """The Trainer on a family's model, under a patch if there is one; None for a family that has no such loss."""
-    known = name in causal.classes() or isinstance(discovery.family(name), Family)
-    return _candidate(name, patch) if known else None
+    return _candidate(name, patch) if causal.is_known(name) else None

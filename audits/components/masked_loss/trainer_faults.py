@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.masked_loss.trainer import DEFAULT_FAMILY, NAME
-from assay.audits.families.loss_run import IGNORED, loaded
+from assay.audits.families.causal import loaded
+from assay.audits.families.loss_run import IGNORED
 from assay.audits.families.trainer_run import Step, StepCall
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from assay.audits.components.masked_loss.trainer import NAME, Case
-from assay.audits.laws.limits import difference, excess, floor, relative
+from assay.audits.laws.limits import difference, excess, floor, relative, worst
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation, Outputs
 
@@ -24,7 +22,7 @@ def accumulated(trial: Trial) -> Iterator[Evidence]:
 
     Example: the mean of the micro-batches' means, for a class that says it takes no count of the step.
     """
-    whole = _with(trial, micro=1)
+    whole = trial.varied(micro=1)
     message = f"{trial.inputs.micro} micro-batches are not one batch"
     yield from _same(trial, trial.outcome.values, whole, message, sides=2)
 
@@ -38,18 +36,12 @@ def reference(trial: Trial) -> Iterator[Evidence]:
     Example: label smoothing that scores a position against its own token, for classes that a list does not name.
     """
     message = "one batch is not trained on the reference loss"
-    yield from _same(trial, _with(trial, micro=1), _specified(trial), message, sides=1)
-
-
-def _with(trial: Trial, **changes: Any) -> Outputs:
-    key = "with " + repr(sorted(changes.items()))
-    found: Outputs = trial.once(key, lambda: trial.run(dataclasses.replace(trial.inputs, **changes)))
-    return found
+    yield from _same(trial, trial.varied(micro=1), _specified(trial), message, sides=1)
 
 
 def _specified(trial: Trial) -> Outputs:
     """The step that the specification asks for, in float64."""
-    return _with(trial, by="reference", dtype="float64")
+    return trial.varied(by="reference", dtype="float64")
 
 
 def _same(trial: Trial, got: Outputs, want: Outputs, message: str, *, sides: int) -> Iterator[Evidence]:
@@ -63,12 +55,7 @@ def _same(trial: Trial, got: Outputs, want: Outputs, message: str, *, sides: int
         if found:
             broken.append(found)
     yield from (item for item in broken if item.where == "loss")
-    wrong = [item for item in broken if item.where != "loss"]
-    if wrong:
-        worst = max(wrong, key=lambda item: float(item.measured) / float(item.limit))
-        label = worst.where.partition(":")[2]
-        text = f"{label}: {worst.message} ({len(wrong)} differ)"
-        yield dataclasses.replace(worst, where="parameters", message=text)
+    yield from worst("parameters", [item for item in broken if item.where != "loss"])
 
 
 def _reach(trial: Trial, name: str) -> Tensor:
@@ -81,7 +68,7 @@ def _reach(trial: Trial, name: str) -> Tensor:
 
 def _errors(trial: Trial, name: str) -> list[Tensor]:
     """What float32 costs the specification's own step, the rounding of the parameters themselves included."""
-    narrow, wide = _with(trial, by="reference", dtype="float32"), _specified(trial)
+    narrow, wide = trial.varied(by="reference", dtype="float32"), _specified(trial)
     return [relative(difference(narrow[name], wide[name]), _reach(trial, name))]
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 
-from assay.audits.components.mrope.rotate import family_name
-from assay.audits.families import discovery, samples
+from assay.audits.candidates import of_family
+from assay.audits.families import discovery
+from assay.audits.families.batch_case import BatchCase
 from assay.audits.families.run import ModelCall
-from assay.audits.fields import Count, Samples, one_of
+from assay.audits.fields import Samples, one_of
 from assay.audits.terms import Candidate, Family, Operation, Relations
 
 NAME = "mrope.model"
@@ -20,29 +20,17 @@ DEFAULT_FAMILY = "qwen3_vl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """Parameters of a case: samples in the notation of ``audits.families.samples``, and the family they go to."""
+class Case(BatchCase):
+    """Parameters of a case."""
 
     family: str = DEFAULT_FAMILY
     samples: Samples = ("t5 i4x6 t3", "t2 i2x4 t1 i6x4 t4")
     padding: Annotated[str, one_of(("right", "left"))] = "right"
-    seed: Count = 0
-
-    @property
-    def modalities(self) -> frozenset[str]:
-        """What the samples hold besides text."""
-        return frozenset().union(*(samples.parse(sample).modalities for sample in self.samples))
 
 
 def build(case: Case, dtype: torch.dtype, _device: torch.device) -> ModelCall:
-    """The call of a case. The batch itself is made beside the model, in the worker."""
-    return ModelCall(
-        samples=case.samples,
-        keys=tuple(range(len(case.samples))),
-        padding=case.padding,
-        seed=case.seed,
-        dtype=str(dtype).rpartition(".")[2],
-    )
+    """The call of a case."""
+    return ModelCall(**case.call(dtype), padding=case.padding)
 
 
 def supports(case: Case) -> str | None:
@@ -50,12 +38,9 @@ def supports(case: Case) -> str | None:
     family = discovery.family(case.family)
     if isinstance(family, str):
         return None
-    lacking = sorted(case.modalities - set(family.modalities))
-    if lacking:
-        return f"{case.family} takes no {' or '.join(lacking)}"
     if family.exclusive and len(case.modalities) > 1:
         return f"{case.family} takes images or videos, not both in a batch"
-    return None
+    return case.untaken(family)
 
 
 CASES = {
@@ -96,23 +81,9 @@ def unbuilt(name: str) -> Candidate:
 
 
 def _candidate(name: str, patch: str) -> Candidate:
-    return Candidate(
-        operation=NAME, name=family_name(name, patch), origin="transformers", scope={"family": name},
-        target={
-            "kind": "factory", "ref": "assay.audits.families.run:implementation", "operation": NAME,
-            "family": name, "patch": patch,
-        },
-    )  # fmt: skip
-
-
-def in_float32(call: ModelCall) -> ModelCall:
-    """The same call in float32: how far apart the two are is the ordinary error of such a model."""
-    return dataclasses.replace(call, dtype="float32")
+    return of_family(NAME, name, patch, factory="assay.audits.families.run:implementation", scope={"family": name})
 
 
 def options_of(params: Any) -> Family:
     """The family of a case. LookupError when it has no tiny model."""
-    family = discovery.family(params.family)
-    if isinstance(family, str):
-        raise LookupError(family)
-    return family
+    return discovery.loaded(params.family)

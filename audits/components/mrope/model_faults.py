@@ -10,7 +10,7 @@ from torch import Tensor
 
 from assay.audits.components.mrope.model import DEFAULT_FAMILY, NAME
 from assay.audits.families import sites
-from assay.audits.families.adapt import loaded
+from assay.audits.families.discovery import loaded
 from assay.audits.families.run import Model, ModelCall
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.mrope import positions, readout, rotate
-from assay.audits.components.mrope.model import NAME, Case, in_float32, options_of
+from assay.audits.components.mrope.model import NAME, Case, options_of
 from assay.audits.families._release import within
 from assay.audits.families.run import ModelCall
 from assay.audits.laws.limits import difference, excess, floor, relative
@@ -218,10 +218,11 @@ def _decoded(trial: Trial, call: ModelCall) -> Iterator[Evidence]:
     )
     yield from exactly("positions", got, want, "decoding uses other ids than one forward")
     reach = out["full.logits"].abs().amax()
+    narrow = dataclasses.replace(call, dtype="float32")
     found = excess(
         "logits", relative(difference(out["decoded.logits"], out["full.logits"]), reach),
         floor([], reach, torch.float32),
-        lambda: [relative(difference(trial.run(in_float32(call))["full.logits"], out["full.logits"]), reach)],
+        lambda: [relative(difference(trial.run(narrow)["full.logits"], out["full.logits"]), reach)],
         "decoding gives other logits than one forward",
     )  # fmt: skip
     if found:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.audits.candidates import of_family, of_reference
 from assay.audits.components.mrope import position_manual, stream
 from assay.audits.components.mrope.position_cases import CASES, Case, strategy, supports
-from assay.audits.components.mrope.rotate import family_name
 from assay.audits.families import samples
 from assay.audits.terms import Candidate, Exact, Family, Form, Inexpressible, Operation, Outputs
 from assay.reference import mrope_positions as reference_positions
@@ -262,22 +262,14 @@ OPERATION = Operation(
     manual=position_manual.sections,
 )
 
-CANDIDATES = (
-    Candidate(
-        operation=NAME, name="reference", trusted=True, origin="assay.reference.mrope_positions",
-        target={"kind": "import", "ref": "assay.audits.components.mrope.positions:reference", "operation": NAME},
-    ),
-)  # fmt: skip
+CANDIDATES = (of_reference(NAME, f"{__name__}:reference", origin="assay.reference.mrope_positions"),)
 
 
 def for_family(family: Family, patch: str) -> Candidate | None:
     """``get_rope_index`` of a family; None where its rule needs more than token types."""
     if RULES[family.rule].kind in {"plain", "canvas"}:
         return None
-    return Candidate(
-        operation=NAME, name=family_name(family.name, patch), origin="transformers", scope={"rule": family.rule},
-        target={
-            "kind": "factory", "ref": "assay.audits.families.adapt:implementation", "operation": NAME,
-            "family": family.name, "site": "positions", "patch": patch,
-        },
+    return of_family(
+        NAME, family.name, patch, factory="assay.audits.families.adapt:implementation", scope={"rule": family.rule},
+        site="positions",
     )  # fmt: skip

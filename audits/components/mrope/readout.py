@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.mrope import positions, rotate
-from assay.audits.components.mrope.model import Case, in_float32, options_of
+from assay.audits.components.mrope.model import Case, options_of
 from assay.audits.laws.limits import difference, excess, floor, relative
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Outputs
@@ -100,7 +100,7 @@ def same(trial: Trial, got: Outputs, want: Outputs, message: str) -> Iterator[Ev
     reach = tokens(wide["logits"], wide).abs().amax()
 
     def ordinary() -> list[Tensor]:
-        narrow = trial.once("float32", lambda: trial.run(in_float32(trial.inputs)))
+        narrow = trial.once("float32", lambda: trial.run(dataclasses.replace(trial.inputs, dtype="float32")))
         return [relative(tokens(difference(narrow["logits"], wide["logits"]), wide), reach)]
 
     error = difference(tokens(got["logits"], got), tokens(want["logits"], want))

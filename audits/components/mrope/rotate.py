@@ -14,6 +14,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.audits.candidates import of_family, of_function, of_reference
 from assay.audits.fields import Count, Finite, Positive, Size, one_of
 from assay.audits.terms import Candidate, Family, Form, Numeric, Operation, Outputs
 from assay.reference import mrope
@@ -306,17 +307,11 @@ OPERATION = Operation(
 )
 
 CANDIDATES = (
-    Candidate(
-        operation=NAME, name="reference", trusted=True, origin="assay.reference.mrope",
-        target={"kind": "import", "ref": "assay.audits.components.mrope.rotate:reference", "operation": NAME},
-    ),
-    Candidate(
-        operation=NAME, name="kernel", form="assay", origin="assay.kernels.mrope", costly=True,
-        target={"kind": "import", "ref": "assay.kernels.mrope:rotate", "operation": NAME},
-    ),
-    Candidate(
-        operation=NAME, name="kernel-from-positions", form="assay-positions", origin="assay.kernels.mrope", costly=True,
-        target={"kind": "import", "ref": "assay.kernels.mrope:rotate_from_positions", "operation": NAME},
+    of_reference(NAME, f"{__name__}:reference", origin="assay.reference.mrope"),
+    of_function(NAME, "kernel", "assay.kernels.mrope:rotate", origin="assay.kernels.mrope", form="assay", costly=True),
+    of_function(
+        NAME, "kernel-from-positions", "assay.kernels.mrope:rotate_from_positions", origin="assay.kernels.mrope",
+        form="assay-positions", costly=True,
     ),
 )  # fmt: skip
 
@@ -333,15 +328,6 @@ def for_family(family: Family, patch: str) -> Candidate | None:
     sections = FAMILY_SECTIONS[rotary.layout] if rotary.axes < 4 else (3, 5, 4, 4)
     partial = rotary.head_dim > 2 * sum(rotary.sections)
     scope = {"layout": rotary.layout, "pairing": rotary.pairing, "sections": sections, "tail": 12 if partial else 0}
-    return Candidate(
-        operation=NAME, name=family_name(family.name, patch), origin="transformers", scope=scope,
-        target={
-            "kind": "factory", "ref": "assay.audits.families.adapt:implementation", "operation": NAME,
-            "family": family.name, "site": "rotate", "patch": patch,
-        },
-    )  # fmt: skip
-
-
-def family_name(family: str, patch: str) -> str:
-    """What a family is called in reports: by its patch too, if it has one."""
-    return f"{family}+{patch}" if patch else family
+    return of_family(
+        NAME, family.name, patch, factory="assay.audits.families.adapt:implementation", scope=scope, site="rotate"
+    )

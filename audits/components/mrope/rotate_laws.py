@@ -122,6 +122,18 @@ def inverse(trial: Trial) -> Iterator[Evidence]:
     yield from holds(trial, relate)
 
 
+def axis_by_axis(run: Run, inputs: Any) -> Iterator[tuple[int, Tensor, Outputs, Outputs]]:
+    """Each axis, its lanes [R/2] bool, and the outputs for the positions as they are and for this axis's alone.
+
+    Nobody's lanes are equal to the bit in both: a vectorised sine takes another path for large angles, for all lanes of
+    a vector together.
+    """
+    mixed = run(inputs)
+    for axis in range(len(inputs.positions)):
+        positions = inputs.positions[axis].expand_as(inputs.positions).clone()
+        yield axis, inputs.axes == axis, mixed, run(dataclasses.replace(inputs, positions=positions))
+
+
 def ownership(trial: Trial) -> Iterator[Evidence]:
     """Each lane turns by the position of the axis that owns it, and by nothing else.
 
@@ -130,13 +142,8 @@ def ownership(trial: Trial) -> Iterator[Evidence]:
     Example: a fused kernel that reads row 0 of the position ids for every lane.
     """
 
-    # Not to the bit: a vectorised sine takes another path for large angles, for all lanes of a vector together.
     def relate(run: Run, inputs: Inputs) -> Iterable[Pair]:
-        mixed = run(inputs)
-        for axis in range(len(inputs.positions)):
-            positions = inputs.positions[axis].expand_as(inputs.positions).clone()
-            alone = run(dataclasses.replace(inputs, positions=positions))
-            own = inputs.axes == axis
+        for axis, own, mixed, alone in axis_by_axis(run, inputs):
             for name in ("q", "k"):
                 left, right = (_lanes(out[name], inputs)[..., own, :].flatten(-2) for out in (mixed, alone))
                 reach = row_reach(getattr(inputs, name)) * inputs.attention_scaling

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 
 import torch
 
+from assay.audits.components.mrope.rotate_laws import axis_by_axis
 from assay.audits.components.mrope.tables import NAME, Inputs
 from assay.audits.laws.relation import Pair, Run, holds
 from assay.audits.laws.trial import Trial
@@ -40,13 +40,8 @@ def lanes(trial: Trial) -> Iterator[Evidence]:
     Example: sections counted in channels where lanes are meant.
     """
 
-    # Not to the bit: a vectorised sine takes another path for large angles, for all lanes of a vector together.
     def relate(run: Run, inputs: Inputs) -> Iterable[Pair]:
-        mixed = run(inputs)
-        for axis in range(len(inputs.positions)):
-            positions = inputs.positions[axis].expand_as(inputs.positions).clone()
-            alone = run(dataclasses.replace(inputs, positions=positions))
-            own = inputs.axes == axis
+        for axis, own, mixed, alone in axis_by_axis(run, inputs):
             for name in ("cos", "sin"):
                 left, right = mixed[name][..., own], alone[name][..., own]
                 reach = torch.full((), abs(inputs.attention_scaling), dtype=torch.float64)

@@ -14,8 +14,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from assay.audits.candidates import of_function, of_reference
 from assay.audits.components.mrope import rotate
-from assay.audits.terms import Candidate, Form, Numeric, Operation, Outputs
+from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import mrope
 
 NAME = "mrope.tables"
@@ -118,12 +119,8 @@ OPERATION = Operation(
 )
 
 CANDIDATES = (
-    Candidate(
-        operation=NAME, name="reference", trusted=True, origin="assay.reference.mrope",
-        target={"kind": "import", "ref": "assay.audits.components.mrope.tables:reference", "operation": NAME},
-    ),
-    Candidate(
-        operation=NAME, name="kernel", form="assay", origin="assay.kernels.mrope", costly=True,
-        target={"kind": "import", "ref": "assay.kernels.mrope:tables", "operation": NAME},
+    of_reference(NAME, f"{__name__}:reference", origin="assay.reference.mrope"),
+    of_function(
+        NAME, "kernel", "assay.kernels.mrope:tables", origin="assay.kernels.mrope", form="assay", costly=True
     ),
 )  # fmt: skip

@@ -46,10 +46,10 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "reference/*.py": (
         "tests/test_reference_masked_*.py", "tests/test_reference_linear_*.py", "tests/test_reference_loss_*.py",
     ),
-    "kernels/mrope*.py": ("tests/test_kernel_mrope.py",),
-    "kernels/masked_regression*.py": ("tests/test_kernel_masked_regression.py",),
-    "kernels/linear_*.py": ("tests/test_kernel_linear_cross_entropy.py",),
-    "kernels/*.py": ("tests/test_kernel_masked_cross_entropy.py",),
+    "kernels/mrope*.py": ("tests/test_kernel_mrope*.py",),
+    "kernels/masked_regression*.py": ("tests/test_kernel_masked_regression*.py",),
+    "kernels/linear_*.py": ("tests/test_kernel_linear_cross_entropy*.py",),
+    "kernels/*.py": ("tests/test_kernel_masked_cross_entropy*.py",),
     "audits/laws/*.py": ("tests/test_limits.py", "tests/test_laws_shared.py", "tests/test_faults.py"),
 }  # fmt: skip
 """The tests that are to notice, by the file that is changed: the first pattern that fits counts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -19,13 +19,7 @@ from assay.audits.terms import Candidate, Family, Verdict
 
 KINDS = ("llama", "gemma2", "gpt2", "mixtral", "mamba", "jamba", "deepseek_v3", "gemma4", "gpt_neo", "llava", "bart")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_families_are_found_without_transformers() -> None:
@@ -82,8 +76,8 @@ def test_labels_of_a_call() -> None:
     """Whole samples, answers, padding, placeholders."""
     batch = {"input_ids": torch.arange(12).view(2, 6), "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
 
-    def labels(**options: str) -> list[list[int]]:
-        return trained(batch, LossCall(samples=("", ""), keys=(0, 1), **options), [3]).tolist()  # type: ignore[arg-type]
+    def labels(**options: Any) -> list[list[int]]:
+        return trained(batch, LossCall(samples=("", ""), keys=(0, 1), **options), [3]).tolist()
 
     x = IGNORED
     assert labels() == [[0, 1, 2, x, 4, 5], [x, x, 8, 9, x, x]]

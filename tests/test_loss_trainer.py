@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
 import torch
+from fault_checks import check_convicts, check_laws_have_faults
 
-from assay.audits import matrix, registry
+from assay.audits import registry
 from assay.audits.choose import Request, plan
 from assay.audits.components.masked_loss import trainer, trainer_faults
 from assay.audits.families import trainer_run
@@ -16,18 +16,12 @@ from assay.audits.families.loss_run import loaded
 from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Fault, Report, Verdict
 
-FAULTS = registry.faults(trainer.NAME)
-
 pytestmark = pytest.mark.skipif(find_spec("accelerate") is None, reason="the Trainer needs accelerate")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _loaded(one_thread: None) -> None:
     trainer_faults.clean(trainer.build(trainer.Case(), torch.float32, torch.device("cpu")))  # imports set variables
-    yield
-    torch.set_num_threads(threads)
 
 
 def _report(name: str, target: dict[str, str]) -> Report:
@@ -44,14 +38,13 @@ def _findings(name: str, patch: str = "") -> set[str]:
     }
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", registry.faults(trainer.NAME), ids=lambda fault: fault.name)
 def test_each_named_law_convicts(fault: Fault) -> None:
-    assert set(fault.caught_by) <= matrix.caught(fault, fault.caught_by, enough=set(fault.caught_by).issubset)
+    check_convicts(fault)
 
 
 def test_every_law_of_a_step_must_catch_a_fault() -> None:
-    named = {law for fault in FAULTS for law in fault.caught_by}
-    assert {law.name for law in matrix.applicable(registry.operation(trainer.NAME))} - named - {"mutates"} == set()
+    check_laws_have_faults(trainer.NAME, but={"mutates"})
 
 
 def test_the_trainer_as_it_is_is_not_convicted() -> None:

@@ -159,8 +159,9 @@ RIGHT = [
 
 @pytest.mark.parametrize(("operation", "form"), RIGHT, ids=[form.__name__ for _, form in RIGHT])
 def test_a_harmless_rewrite_passes(operation: str, form: object) -> None:
-    target = {"kind": "import", "ref": f"{__name__}:{form.__name__}", "operation": operation}  # type: ignore[attr-defined]
-    candidate = Candidate(operation=operation, name=form.__name__, target=target, trusted=True)  # type: ignore[attr-defined]
+    name: str = form.__name__  # type: ignore[attr-defined]  # functions have names
+    target = {"kind": "import", "ref": f"{__name__}:{name}", "operation": operation}
+    candidate = Candidate(operation=operation, name=name, target=target, trusted=True)
     report = audit(registry.operation(operation), candidate, Options(examples=EXAMPLES))
     found = [(item.rule, item.case, item.dtype, item.where, item.measured, item.limit) for item in report.findings]
     assert found == []

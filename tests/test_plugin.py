@@ -162,14 +162,14 @@ def test_a_function_that_a_worker_cannot_import_is_refused(pytester: pytest.Pyte
 
 def _decorated(function: Callable[..., Any]) -> Callable[..., Any]:
     wrapped = partial(function)
-    wrapped.__module__, wrapped.__qualname__ = function.__module__, function.__qualname__  # type: ignore[attr-defined]
+    wrapped.__module__, wrapped.__qualname__ = function.__module__, function.__qualname__  # type: ignore[attr-defined]  # partials take names
     return wrapped
 
 
 def _elsewhere() -> Callable[..., Any]:
     """A function of a module that only this process has loaded."""
     wrapped = partial(print)
-    wrapped.__module__, wrapped.__qualname__ = "loaded_here_only", "function"  # type: ignore[attr-defined]
+    wrapped.__module__, wrapped.__qualname__ = "loaded_here_only", "function"  # type: ignore[attr-defined]  # partials take names
     return wrapped
 
 

@@ -28,6 +28,8 @@ from assay.reference.masked_loss import (
 IGNORED = -100
 LABELS = torch.tensor([[3, 1, IGNORED, 2, 2, 0], [1, IGNORED, IGNORED, IGNORED, 4, IGNORED]])
 RANKS = 2
+FRACTION: Any = 2.0
+"""Ranks that are no whole number, unknown to the types."""
 
 
 def logits() -> Tensor:
@@ -112,7 +114,7 @@ def test_per_rank_by_hand() -> None:
         (lambda: global_count(torch.tensor(1.0)), TypeError, "count: expected torch.int64"),
         (lambda: global_count(torch.tensor([1])), ValueError, r"count: expected a 0-d tensor, got the shape \[1\]"),
         (lambda: per_rank(1.0, 0), ValueError, "world_size: expected at least 1, got 0"),
-        (lambda: per_rank(1.0, 2.0), TypeError, "world_size: expected an int, got float"),  # type: ignore[arg-type]
+        (lambda: per_rank(1.0, FRACTION), TypeError, "world_size: expected an int, got float"),
     ],
 )
 def test_bad_arguments_are_named(call: Any, error: type[Exception], message: str) -> None:

@@ -183,7 +183,7 @@ def test_nothing_valid_is_zero(shape: tuple[int, ...], normaliser: Any) -> None:
     assert grad.shape == logits.shape
     assert not grad.any()
     for reduction in ("none", "sum"):
-        other = cross_entropy(logits, labels, reduction=reduction)  # type: ignore[arg-type]
+        other = cross_entropy(logits, labels, reduction=reduction)  # type: ignore[arg-type]  # a string here
         assert not other.value.any()
         assert not torch.autograd.grad(other.value.sum(), logits)[0].any()
 
@@ -202,7 +202,7 @@ def test_weights_of_zero_have_a_gradient_where_they_are_no_divisor() -> None:
     logits, labels = torch.zeros(2, 5, dtype=torch.float64), torch.tensor([1, 2])
     weight = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     for options in ({"reduction": "sum"}, {"reduction": "none"}, {"normaliser": 0.5}):
-        value = cross_entropy(logits, labels, weight=weight, **options).value  # type: ignore[arg-type]
+        value = cross_entropy(logits, labels, weight=weight, **options).value  # type: ignore[arg-type]  # options by name
         assert not value.any()
         scale = 2 if "normaliser" in options else 1
         close(torch.autograd.grad(value.sum(), weight)[0], torch.full((2,), scale * math.log(5), dtype=torch.float64))
@@ -233,7 +233,7 @@ def test_options_fade_out() -> None:
     logits, labels, _ = batch()
     plain = cross_entropy(logits, labels).value
     for name, small in (("label_smoothing", 1e-12), ("z_loss", 1e-12), ("softcap", 1e5)):
-        faded = cross_entropy(logits, labels, **{name: small}).value  # type: ignore[arg-type]
+        faded = cross_entropy(logits, labels, **{name: small}).value  # type: ignore[arg-type]  # options by name
         assert faded != plain
         assert abs(float(faded - plain)) < 1e-9
     masked = logits.clone()

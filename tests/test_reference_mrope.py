@@ -224,13 +224,13 @@ def test_dtypes_are_not_mixed_in_silence() -> None:
         mrope.expand_tables(table, table[..., :3], "half")
     for bad, error in ((7, ValueError), (0, ValueError), (8.0, TypeError), (True, TypeError)):
         with pytest.raises(error, match="rotary_dim"):
-            mrope.lane_channels("half", bad)  # type: ignore[arg-type]
+            mrope.lane_channels("half", bad)  # type: ignore[arg-type]  # what is refused
     with pytest.raises(ValueError, match="multiple of 4"):
         mrope.lane_channels("half_per_axis", 6)
     with pytest.raises(ValueError, match="pairing"):
         mrope.lane_channels("thirds", 6)
     with pytest.raises(TypeError, match="sections"):
-        mrope.lane_axes("chunked", [2.0, 1, 1])  # type: ignore[list-item]
+        mrope.lane_axes("chunked", [2.0, 1, 1])  # type: ignore[list-item]  # what is refused
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 7])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -191,7 +192,7 @@ def test_the_end_of_what_it_prints_is_kept(running: Server) -> None:
     assert first.stdout.endswith("the end")
     assert len(first.stdout) == len(second.stdout) == 2000
     with Foreign(running, candidate("segfaults")) as subject:
-        assert subject.call(inputs).raised.message == "killed by SIGSEGV"  # type: ignore[union-attr]
+        assert subject.call(inputs).raised.message == "killed by SIGSEGV"  # type: ignore[union-attr]  # it raised
 
 
 def test_a_hang_costs_its_time_limit_only(running: Server) -> None:
@@ -204,9 +205,14 @@ def test_a_hang_costs_its_time_limit_only(running: Server) -> None:
 
 def test_a_candidate_that_keeps_dying_is_given_up(running: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each death costs an import."""
-    forks = []
+    forks: list[Server] = []
     fork = Server.fork
-    monkeypatch.setattr(Server, "fork", lambda *a, **k: forks.append(1) or fork(*a, **k))  # type: ignore[func-returns-value]
+
+    def counted(server: Server, *args: Any, **kwargs: Any) -> Any:
+        forks.append(server)
+        return fork(server, *args, **kwargs)
+
+    monkeypatch.setattr(Server, "fork", counted)
     report = audit(OPERATION, candidate("exits_hard"), Options(), server=running)
     assert len(forks) <= 6
     assert report.verdict == FAIL

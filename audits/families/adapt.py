@@ -28,15 +28,18 @@ def implementation(target: Mapping[str, Any]) -> Implementation:
     LookupError with the reason when the family cannot be built or lacks the site.
     """
     family = loaded(target["family"])
-    if target.get("patch"):
-        from assay.audits import patches
-
-        model = patches.patched_model(target["patch"], family)
-    else:
-        model = family.build(0)
     kinds: dict[str, Any] = {"positions": Positions, "rotate": Rotation}
-    made: Implementation = kinds[target["site"]](family, model)
-    return made
+    found: Implementation = kinds[target["site"]](family, model_of(family, str(target.get("patch", ""))))
+    return found
+
+
+def model_of(family: Family, patch: str) -> Any:
+    """A family's tiny model, after ``patch`` (``package.module:apply``) if there is one."""
+    if not patch:
+        return family.build(0)
+    from assay.audits import patches
+
+    return patches.patched_model(patch, family)
 
 
 class Positions:
@@ -59,9 +62,8 @@ class Positions:
         if self._by_markers and (reason := unmarked(inputs)):
             raise Inexpressible(reason)
         configure(self._model.config, inputs)
-        for name in ("spatial_merge_size",):
-            if isinstance(getattr(self._owner, name, None), int):
-                setattr(self._owner, name, inputs.spatial_merge)
+        if isinstance(getattr(self._owner, "spatial_merge_size", None), int):
+            self._owner.spatial_merge_size = inputs.spatial_merge
         given = {name: value for name, value in self._arguments(inputs).items() if name in self._parameters}
         ids, deltas = self._function(**given)
         counts_padding = "mm_token_type_ids" not in self._parameters and not _masks_first(self._function)

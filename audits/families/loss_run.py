@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.audits.families.adapt import model_of
 from assay.audits.families.causal import loaded
 from assay.audits.families.run import placeholders
 from assay.audits.terms import Family, Inexpressible, Outputs
@@ -63,11 +64,7 @@ class LossModel:
         self._models: dict[str, Any] = {"float64": self._made().double()}
 
     def _made(self) -> Any:
-        if self._patch:
-            from assay.audits import patches
-
-            return patches.patched_model(self._patch, self._family)
-        return self._family.build(0)
+        return model_of(self._family, self._patch)
 
     def _model(self, call: LossCall) -> Any:
         if call.dtype not in self._models:

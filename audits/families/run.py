@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.families import sites
-from assay.audits.families.adapt import SPECIAL, setting, special_id
+from assay.audits.families.adapt import SPECIAL, model_of, setting, special_id
 from assay.audits.families.discovery import loaded
 from assay.audits.terms import Family, Outputs
 
@@ -59,11 +59,7 @@ class Model:
         self._spare: Any = self._made()
 
     def _made(self) -> Any:
-        if self._patch:
-            from assay.audits import patches
-
-            return patches.patched_model(self._patch, self._family)
-        return self._family.build(0)
+        return model_of(self._family, self._patch)
 
     def _fresh(self, dtype: str) -> Any:
         model, self._spare = self._spare or self._made(), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.audits.families.adapt import model_of
 from assay.audits.families.causal import loaded
 from assay.audits.families.loss_run import LossCall, logits_of, named, shifted, shifts, trained
 from assay.audits.families.run import placeholders
@@ -63,11 +65,7 @@ class Step:
         return {"loss": torch.as_tensor(told, dtype=torch.float64), **moves}
 
     def _made(self) -> Any:
-        if self._patch:
-            from assay.audits import patches
-
-            return patches.patched_model(self._patch, self._family)
-        return self._family.build(0)
+        return model_of(self._family, self._patch)
 
     def batches(self, model: Any, call: StepCall, *, shift: bool = True) -> list[dict[str, Any]]:
         """The micro-batches with their labels, shifted beforehand where the family documents that it does not."""
@@ -109,17 +107,13 @@ class Step:
         from assay.reference import masked_loss
 
         model.train()
-        (batch,) = self.batches(model, _whole(call), shift=False)
+        (batch,) = self.batches(model, dataclasses.replace(call, micro=1), shift=False)
         labels = batch.pop("labels")
         logits = logits_of(model, batch, gradients=True)
         loss = masked_loss.cross_entropy(logits, labels, shift=True, label_smoothing=call.smoothing).value
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.optim.SGD(model.parameters(), lr=RATE).step()
         return loss.detach()
-
-
-def _whole(call: StepCall) -> StepCall:
-    return StepCall(samples=call.samples, smoothing=call.smoothing, seed=call.seed, by=call.by, dtype=call.dtype)
 
 
 def _only(batches: list[dict[str, Any]]) -> dict[str, Any]:

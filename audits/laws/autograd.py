@@ -11,11 +11,9 @@ from torch import Tensor
 from assay.audits.laws import parity
 from assay.audits.laws.limits import difference, excess, floor, relative
 from assay.audits.laws.relation import Pair, Run, holds
-from assay.audits.laws.trial import Broken, Trial
+from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Numeric, Operation, Outcome, Outputs, Tape
 
-NO_ANSWER = frozenset({"exit", "signal", "timeout", "memory", "unloadable", "BadReturn"})
-"""Ways in which a call ends that are no refusal: those are exceptions."""
 UNRECORDED: Mapping[str, Tape] = {
     "under no_grad": Tape(mode="no_grad"),
     "where no input requires a gradient": Tape(requiring=()),
@@ -103,9 +101,7 @@ def retained(trial: Trial) -> Iterator[Evidence]:
 
     Example: a backward that flips the sign of the saved sine in place, and so flips it back at the second pass.
     """
-    first, again = trial.outcome, trial.subject.call(trial.inputs, trial.upstream, Tape(walks=2))
-    if again.raised and again.raised.kind in NO_ANSWER:
-        raise Broken(again, trial.inputs)
+    first, again = trial.outcome, trial.attempt(trial.inputs, trial.upstream, Tape(walks=2))
     if again.raised is None:
         message = "another gradient at the second backward pass"
         yield from _as_before(trial, first, again, trial.differentiable, message)

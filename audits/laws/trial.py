@@ -25,6 +25,9 @@ from assay.audits.terms import (
     Tape,
 )  # fmt: skip
 
+NO_ANSWER = frozenset({"exit", "signal", "timeout", "memory", "unloadable", "BadReturn"})
+"""Ways in which a call ends that are no refusal: those are exceptions of the candidate's own."""
+
 
 class Broken(Exception):
     """A call that a law needed did not return; the judge turns it into a finding of its own."""
@@ -34,13 +37,6 @@ class Broken(Exception):
         super().__init__(outcome.raised)
         self.outcome = outcome
         self.inputs = inputs
-
-
-def refuse_inexpressible(outcome: Outcome) -> None:
-    """:class:`Inexpressible` where a call ended with it, in whichever process."""
-    raised = outcome.raised
-    if raised and raised.kind == Inexpressible.__name__:
-        raise Inexpressible(raised.message)
 
 
 def answerable(asks: Iterable[Iterator[Evidence]]) -> Iterator[Evidence]:
@@ -86,9 +82,21 @@ class Trial:
 
     def call(self, inputs: Any, upstream: Outputs | None = None, tape: Tape | None = None) -> Outcome:
         """Run the candidate on related inputs, or on the same ones recorded in another way."""
-        outcome = self.subject.call(inputs, upstream, tape)
-        refuse_inexpressible(outcome)
+        outcome = self.attempt(inputs, upstream, tape)
         if outcome.raised:
+            raise Broken(outcome, inputs)
+        return outcome
+
+    def attempt(self, inputs: Any, upstream: Outputs | None = None, tape: Tape | None = None) -> Outcome:
+        """One call that may be refused: it returned, or ended in an exception of the candidate's own.
+
+        :class:`Broken` where it ended in any other way, as where the process did not survive it.
+        """
+        outcome = self.subject.call(inputs, upstream, tape)
+        raised = outcome.raised
+        if raised and raised.kind == Inexpressible.__name__:
+            raise Inexpressible(raised.message)
+        if raised and raised.kind in NO_ANSWER:
             raise Broken(outcome, inputs)
         return outcome
 

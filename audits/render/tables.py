@@ -80,7 +80,7 @@ def number(value: float | str) -> float | None:
 
 def place(finding: Finding) -> str:
     """Where it broke: the tensor and its worst index, or the text span."""
-    return finding.where + (str(list(finding.index)) if finding.index is not None else "")
+    return finding.where + (str(list(finding.index)) if finding.index else "")
 
 
 def circumstances(finding: Finding) -> str:

@@ -33,8 +33,7 @@ class Inputs:
 
     def chosen(self) -> Tensor:
         """[B,T] bool: the tokens that valid indices point to."""
-        found = torch.zeros(self.features.shape[:2], dtype=torch.int64, device=self.features.device)
-        return found.scatter_add(1, self.indices, self.valid.long()) > 0
+        return tokens.pointed_at(self.indices, self.valid, self.features.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,12 +50,12 @@ def ragged(trial: Trial) -> Iterator[Evidence]:
     """
     inputs: Inputs = trial.inputs
     batch, grid = inputs.features.shape[:2]
-    counts = [1 + (2 * sample) % grid for sample in range(batch)]  # add up to a multiple of the batch where it is odd
+    counts = [1 + (2 * sample) % grid for sample in range(batch)]  # mostly add up to batch**2, which can be cut
     longest = max(counts)
     indices = torch.arange(longest, device=inputs.indices.device).expand(batch, longest).clone()
     valid = indices < torch.tensor(counts, device=indices.device)[:, None]
     uneven = dataclasses.replace(inputs, indices=torch.where(valid, indices, 0), valid=valid)
-    outcome = trial.subject.call(uneven)
+    outcome = trial.attempt(uneven)
     if outcome.raised:
         return
     got, truth = outcome.values["gathered"], trial.oracle(uneven).values["gathered"].to(trial.dtype)

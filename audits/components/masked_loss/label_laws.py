@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.masked_loss import cross_entropy, linear, tokens
+from assay.audits.components.masked_loss.token_laws import NONE_SCORED
 from assay.audits.laws.relation import Pair, Run, holds
 from assay.audits.laws.trial import Trial, answerable
 from assay.audits.terms import Evidence, Inexpressible, Law, Operation
@@ -28,7 +29,8 @@ def shift(trial: Trial) -> Iterator[Evidence]:
 
     Example: a collator that shifts its labels for a model whose loss shifts them too.
     """
-    inputs = trial.inputs
+    if not trial.inputs.labels.numel():
+        raise Inexpressible("there is no label")
 
     def relate(run: Run, own: Any) -> Iterable[Pair]:
         before, vocab = run(own)["loss"], _vocabulary(own)
@@ -41,8 +43,7 @@ def shift(trial: Trial) -> Iterator[Evidence]:
         other = run(dataclasses.replace(own, **{own.ROWS: rows}))["loss"]
         yield _pair(trial, other, before, "the last row of a sample matters")
 
-    if inputs.batch and inputs.labels.shape[1]:
-        yield from holds(trial, relate)
+    yield from holds(trial, relate)
 
 
 def refuses(trial: Trial) -> Iterator[Evidence]:
@@ -55,14 +56,14 @@ def refuses(trial: Trial) -> Iterator[Evidence]:
     """
     inputs, scored = trial.inputs, trial.inputs.scored()
     if not bool(scored.any()):
-        return
+        raise Inexpressible(NONE_SCORED)
     place = tuple(int(i) for i in torch.nonzero(scored)[0])
     # Not -100: what PyTorch ignores by default may be ignored beside the index that was asked for.
     outside = (_vocabulary(inputs), _vocabulary(inputs) + 7, -1, -7)
     for wrong in (label for label in outside if label != inputs.ignore_index):
         labels = inputs.labels.clone()
         labels[place[0], place[1] + int(inputs.shift)] = wrong
-        outcome = trial.subject.call(dataclasses.replace(inputs, labels=labels))
+        outcome = trial.attempt(dataclasses.replace(inputs, labels=labels))
         if outcome.raised is None and bool(torch.isfinite(outcome.values["loss"]).all()):
             yield Evidence(
                 where="labels", measured=f"label {wrong} accepted", limit=f"an error: {_vocabulary(inputs)} columns",
@@ -79,8 +80,10 @@ def uniform(trial: Trial) -> Iterator[Evidence]:
 
     Example: padding columns of the vocabulary that take part in the sum.
     """
-    if not bool(trial.inputs.scored().any()) or trial.dtype != torch.float32:
-        return  # in a lower precision equal rows all round alike, and how a sum of them rounds is luck
+    if trial.dtype != torch.float32:
+        raise Inexpressible("in a lower precision equal rows all round alike, and how their sum rounds is luck")
+    if not bool(trial.inputs.scored().any()):
+        raise Inexpressible(NONE_SCORED)
 
     def relate(run: Run, inputs: Any) -> Iterable[Pair]:
         flat = dataclasses.replace(inputs, logits=torch.full_like(inputs.logits, 0.5))
@@ -103,17 +106,15 @@ def translation(trial: Trial) -> Iterator[Evidence]:
     Example: the logarithm of a sum of exponentials that overflows for logits above 88.
     """
     if trial.dtype != torch.float32:
-        return  # a lower precision has too few digits for both the level and the differences
+        raise Inexpressible("a lower precision has too few digits for both the level and the differences")
 
     def relate(run: Run, inputs: Any) -> Iterable[Pair]:
+        level = torch.full_like(tokens.row_weights(inputs), 128.0)
+        far = 2 * _reach(trial) + tokens.reach(inputs, level, None, "")["loss"]
         for step in (64.0, -64.0, 128.0):
             moved = dataclasses.replace(inputs, logits=inputs.logits + step)
             back = dataclasses.replace(inputs, logits=moved.logits - step)
             left, right = run(moved)["loss"], run(back)["loss"]
-            far = (
-                2 * _reach(trial)
-                + tokens.reach(inputs, torch.full_like(tokens.row_weights(inputs), 128.0), None, "")["loss"]
-            )
             yield Pair(where="loss", left=left, right=right, reach=far, message=f"all logits moved by {step:g}")
 
     yield from holds(trial, relate)
@@ -152,7 +153,7 @@ def live(trial: Trial) -> Iterator[Evidence]:
     """
     own = trial.inputs
     if not bool(own.scored().any()):
-        raise Inexpressible("no option changes a loss of nothing")
+        raise Inexpressible(NONE_SCORED)
     asked = {name: dataclasses.replace(own, **{name: value}) for name, value in STRONG.items()}
     ramp = torch.linspace(0.25, 4.0, max(own.labels.numel(), 1), device=own.labels.device)[: own.labels.numel()]
     asked["weight"] = dataclasses.replace(own, weight=ramp.view(own.labels.shape))

@@ -17,10 +17,7 @@ NAME = "masked_loss.model"
 FACTORY = "assay.audits.families.loss_run:implementation"
 DEFAULT_FAMILY = "qwen3_vl"
 """The family of a case that names none."""
-TEXT_FAMILIES = (
-    "llama", "gemma2", "cohere", "gpt2", "mixtral",
-    "llava",
-)  # fmt: skip
+TEXT_FAMILIES = ("llama", "gemma2", "cohere", "gpt2", "mixtral", "llava")
 """Further families of the default audit: soft-caps, logit scales, tied and biased heads, experts. Any other by name."""
 KERNEL = "assay.audits.patch_losses:kernel"
 PATCHED = ("qwen2_5_vl", "gemma2", "cohere")

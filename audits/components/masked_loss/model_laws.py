@@ -12,8 +12,8 @@ from torch import Tensor
 from assay.audits.components.masked_loss.model import NAME, Case
 from assay.audits.families.loss_run import LossCall
 from assay.audits.laws.limits import difference, excess, floor, relative, worst
-from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
+from assay.audits.laws.trial import Trial, answerable
+from assay.audits.terms import Evidence, Law, Operation, Outputs
 
 ITEMS = 29
 """A number of tokens of a whole step that is not that of any batch here."""
@@ -144,22 +144,22 @@ def empty(trial: Trial) -> Iterator[Evidence]:
 
     Example: PyTorch's mean cross-entropy on labels that are all the ignore index.
     """
-    for said, count in (("", None), (" with num_items_in_batch", ITEMS)):
-        try:
-            out = trial.varied(labels="none", items=count)
-        except Inexpressible:
-            if count is None:
-                raise
+    asked = (("", None), (" with num_items_in_batch", ITEMS))
+    yield from answerable(_over_nothing(trial, said, count) for said, count in asked)
+
+
+def _over_nothing(trial: Trial, said: str, count: int | None) -> Iterator[Evidence]:
+    """Evidence for the first of loss and gradients that is not zero where nothing is trained on."""
+    out = trial.varied(labels="none", items=count)
+    for where in _compared(out):
+        wrong = out[where][out[where] != 0]
+        if wrong.numel():
+            yield Evidence(
+                where=f"{where.partition(':')[0].replace('grad', 'gradients')}{said}",
+                measured=f"{float(wrong[0]):g} over no token", limit="0",
+                message=f"nothing is trained on, and {where} is not zero",
+            )  # fmt: skip
             return
-        for where, value in (("loss", out["loss"]), *((name, out[name]) for name in out if name.startswith("grad:"))):
-            if bool((value != 0).any()):
-                wrong = float(value[value != 0].flatten()[0])
-                yield Evidence(
-                    where=f"{where.partition(':')[0].replace('grad', 'gradients')}{said}",
-                    measured=f"{wrong:g} over no token", limit="0",
-                    message=f"nothing is trained on, and {where} is not zero",
-                )  # fmt: skip
-                break
 
 
 def evaluation(trial: Trial) -> Iterator[Evidence]:

@@ -93,7 +93,6 @@ class Case:
     normalise_target: bool = False
     by: Annotated[str, one_of(("token", "element"))] = "token"
     masked: Annotated[str, one_of(tokens.MASKED)] = "some"
-    shift: bool = False
     weighted: bool = False
     near: Amount = 1.0
     reduction: Annotated[str, one_of(masked_loss.REDUCTIONS)] = "mean"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from assay.audits.components.masked_loss import regression
+from assay.audits.components.masked_loss import regression, tokens
 from assay.audits.laws.relation import Pair, Run, holds
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation
@@ -56,21 +56,12 @@ def padded(trial: Trial) -> Iterator[Evidence]:
         message = "the index of a pad matters"
         yield Pair(where="loss", left=run(elsewhere)["loss"], right=before, reach=reach, message=message)
         grid = inputs.target.clone()
-        used = torch.zeros(grid.shape[:2], dtype=torch.bool, device=grid.device)
-        used = used.scatter(1, inputs.indices, inputs.mask) | _fetched(inputs)
-        grid[~used] = torch.nan
+        grid[~tokens.pointed_at(inputs.indices, inputs.mask, grid.shape[1])] = torch.nan
         message = "a token of the grid that no valid index points to reached the loss"
         spoilt = run(dataclasses.replace(inputs, target=grid))["loss"]
         yield Pair(where="loss", left=spoilt, right=before, reach=reach, message=message)
 
     yield from holds(trial, relate)
-
-
-def _fetched(inputs: regression.Inputs) -> torch.Tensor:
-    """[B,T] bool: the tokens of the grid that a valid index points to."""
-    assert inputs.indices is not None
-    found = torch.zeros(inputs.target.shape[:2], dtype=torch.int64, device=inputs.target.device)
-    return found.scatter_add(1, inputs.indices, inputs.mask.long()) > 0
 
 
 def normalised(trial: Trial) -> Iterator[Evidence]:
@@ -84,10 +75,9 @@ def normalised(trial: Trial) -> Iterator[Evidence]:
 
     def relate(run: Run, inputs: regression.Inputs) -> Iterable[Pair]:
         expect: Any = trial.operation.expect
-        reach = expect.reach(trial.inputs, None)["loss"] * 8
-        tokens = inputs.target.shape[1]
-        place = torch.arange(tokens, device=inputs.target.device, dtype=torch.float64)[:, None] % 4
-        moved = (inputs.target.double() * 2.0**place).to(inputs.target)
+        reach = expect.reach(trial.inputs, None)["loss"] * 2**3  # of the largest scale below
+        place = torch.arange(inputs.target.shape[1], device=inputs.target.device, dtype=torch.float64) % 4
+        moved = (inputs.target.double() * 2.0 ** place[:, None]).to(inputs.target)
         other = dataclasses.replace(inputs, target=moved)
         message = "targets of another scale, token by token"
         yield Pair(where="loss", left=run(other)["loss"], right=run(inputs)["loss"], reach=reach, message=message)

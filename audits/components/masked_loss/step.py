@@ -122,19 +122,21 @@ def reach(inputs: Inputs, _upstream: Outputs | None) -> Outputs:
     return {"loss": largest, "grad": (largest * hidden.amax()).reshape(1, 1)}
 
 
+def scored(own: Batches, group: Any, *, across: bool) -> list[Tensor]:
+    """Labels [n,s] of each micro-batch at the rows that predict them; with ``across``, those of the next rank too."""
+    if across:
+        return [masked_loss.shift_across_ranks(labels, group, IGNORED) for _, labels in own]
+    return [masked_loss.shift_labels(labels, IGNORED) for _, labels in own]
+
+
 def reference_step(head: Tensor, own: Batches, group: Any, *, layout: str) -> Tensor:
     """How the specification is used on one rank: shift across ranks, count over all, divide so that DDP averages."""
     size = dist.get_world_size(group)
-    scored = [
-        masked_loss.shift_across_ranks(labels, group, IGNORED)
-        if layout == "context"
-        else masked_loss.shift_labels(labels, IGNORED)
-        for _, labels in own
-    ]
-    count = masked_loss.global_count(masked_loss.accumulated_count(scored, shift=False), group)
+    wanted = scored(own, group, across=layout == "context")
+    count = masked_loss.global_count(masked_loss.accumulated_count(wanted, shift=False), group)
     divisor = masked_loss.per_rank(count, size)
     told = head.new_zeros(())
-    for (hidden, _), labels in zip(own, scored, strict=True):
+    for (hidden, _), labels in zip(own, wanted, strict=True):
         loss = masked_loss.linear_cross_entropy(hidden, head, labels, normaliser=divisor).value
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         told = told + loss.detach()

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from assay.audits.components.masked_loss.step import IGNORED, NAME, Batches, Inputs, stepped
+from assay.audits.components.masked_loss.step import IGNORED, NAME, Batches, Inputs, scored, stepped
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs
 from assay.reference import masked_loss
@@ -21,17 +21,11 @@ def dividing(inputs: Inputs, divisor: Divisor, *, across: bool = True) -> Output
     """A step whose micro-batches are divided by ``divisor``; shifted across ranks where the layout asks for it."""
 
     def step(head: Tensor, own: Batches, group: Any) -> Tensor:
-        joined = inputs.layout == "context" and across
-        scored = [
-            masked_loss.shift_across_ranks(labels, group, IGNORED)
-            if joined
-            else masked_loss.shift_labels(labels, IGNORED)
-            for _, labels in own
-        ]
+        wanted = scored(own, group, across=inputs.layout == "context" and across)
         told = head.new_zeros(())
         for place, (hidden, _) in enumerate(own):
-            by = divisor(scored, place, group)
-            loss = masked_loss.linear_cross_entropy(hidden, head, scored[place], normaliser=by).value
+            by = divisor(wanted, place, group)
+            loss = masked_loss.linear_cross_entropy(hidden, head, wanted[place], normaliser=by).value
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             told = told + loss.detach()
         return told
@@ -39,14 +33,14 @@ def dividing(inputs: Inputs, divisor: Divisor, *, across: bool = True) -> Output
     return stepped(step, inputs)
 
 
-def counted(scored: list[Tensor], group: Any) -> Tensor:
+def counted(wanted: list[Tensor], group: Any) -> Tensor:
     """Tokens of all ranks and micro-batches, at least one."""
-    return masked_loss.global_count(masked_loss.accumulated_count(scored, shift=False), group).clamp(min=1)
+    return masked_loss.global_count(masked_loss.accumulated_count(wanted, shift=False), group).clamp(min=1)
 
 
-def right(scored: list[Tensor], _place: int, group: Any) -> Tensor | float:
+def right(wanted: list[Tensor], _place: int, group: Any) -> Tensor | float:
     """The divisor that makes averaged gradients those of the whole."""
-    return masked_loss.per_rank(counted(scored, group), dist.get_world_size(group))
+    return masked_loss.per_rank(counted(wanted, group), dist.get_world_size(group))
 
 
 @fault(NAME, "cut", "parity", link="https://github.com/pytorch/torchtitan/pull/1803")
@@ -56,7 +50,7 @@ def each_rank_its_own_mean(inputs: Inputs) -> Outputs:
     Effect: the tokens of a rank with few answers weigh more.
     """
     return dividing(
-        inputs, lambda scored, _place, _group: masked_loss.accumulated_count(scored, shift=False).clamp(min=1)
+        inputs, lambda wanted, _place, _group: masked_loss.accumulated_count(wanted, shift=False).clamp(min=1)
     )
 
 
@@ -67,8 +61,8 @@ def mean_of_micro_means(inputs: Inputs) -> Outputs:
     Effect: the tokens of short answers weigh more than those of long ones.
     """
 
-    def own(scored: list[Tensor], place: int, _group: Any) -> Tensor:
-        return masked_loss.valid_tokens(scored[place], shift=False).clamp(min=1) * len(scored)
+    def own(wanted: list[Tensor], place: int, _group: Any) -> Tensor:
+        return masked_loss.valid_tokens(wanted[place], shift=False).clamp(min=1) * len(wanted)
 
     return dividing(inputs, own)
 
@@ -79,7 +73,7 @@ def averaged_over_ranks_too(inputs: Inputs) -> Outputs:
 
     Effect: the learning rate shrinks with the number of GPUs.
     """
-    return dividing(inputs, lambda scored, _place, group: counted(scored, group))
+    return dividing(inputs, lambda wanted, _place, group: counted(wanted, group))
 
 
 @fault(NAME, "cut", "parity", link="https://github.com/huggingface/transformers/issues/47688")
@@ -89,8 +83,8 @@ def micro_batches_added_up(inputs: Inputs) -> Outputs:
     Effect: the gradient grows with the number of accumulation steps.
     """
 
-    def own(scored: list[Tensor], place: int, _group: Any) -> Tensor:
-        return masked_loss.valid_tokens(scored[place], shift=False).clamp(min=1)
+    def own(wanted: list[Tensor], place: int, _group: Any) -> Tensor:
+        return masked_loss.valid_tokens(wanted[place], shift=False).clamp(min=1)
 
     return dividing(inputs, own)
 
@@ -112,7 +106,7 @@ def counted_before_the_shift(inputs: Inputs) -> Outputs:
     """
 
     def raw(_scored: list[Tensor], _place: int, group: Any) -> Tensor | float:
-        total = int((inputs.labels != IGNORED).sum()) + inputs.labels.shape[0]
+        total = int((inputs.labels != IGNORED).sum())
         return max(total, 1) / dist.get_world_size(group)
 
     return dividing(inputs, raw)
@@ -125,9 +119,9 @@ def count_of_the_first_micro_batch(inputs: Inputs) -> Outputs:
     Effect: the learning rate follows whichever micro-batch comes first.
     """
 
-    def first(scored: list[Tensor], _place: int, group: Any) -> Tensor | float:
-        total = masked_loss.global_count(masked_loss.valid_tokens(scored[0], shift=False), group).clamp(min=1)
-        return masked_loss.per_rank(total * len(scored), dist.get_world_size(group))
+    def first(wanted: list[Tensor], _place: int, group: Any) -> Tensor | float:
+        total = masked_loss.global_count(masked_loss.valid_tokens(wanted[0], shift=False), group).clamp(min=1)
+        return masked_loss.per_rank(total * len(wanted), dist.get_world_size(group))
 
     return dividing(inputs, first)
 

@@ -12,7 +12,7 @@ import torch
 from assay.audits.components.masked_loss.step import IGNORED, NAME, Inputs
 from assay.audits.laws.relation import Pair, Run, holds
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Law, Operation
+from assay.audits.terms import Evidence, Inexpressible, Law, Operation
 
 
 def cut(trial: Trial) -> Iterator[Evidence]:
@@ -63,7 +63,7 @@ def uniform(trial: Trial) -> Iterator[Evidence]:
     """
     inputs: Inputs = trial.inputs
     if not bool((inputs.labels[:, 1:] != IGNORED).any()):
-        return
+        raise Inexpressible("no token is trained on")
 
     def relate(run: Run, own: Inputs) -> Iterable[Pair]:
         known = torch.tensor(math.log(len(own.head)), dtype=torch.float64)

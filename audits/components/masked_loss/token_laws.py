@@ -16,11 +16,13 @@ from torch import Tensor
 from assay.audits.components.masked_loss import cross_entropy, linear, regression
 from assay.audits.laws.relation import Pair, Run, holds
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Law, Operation, Outputs
+from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 
 NAMES = (cross_entropy.NAME, linear.NAME, regression.NAME)
 LARGE = 3e3
 """Finite in float16, and far from everything that a case holds."""
+ALL_SCORED, NONE_SCORED = "nothing is masked", "no token is trained on"
+"""Why a case gives a law nothing to ask."""
 STEP = 2**-7
 """Of a finite difference: its cube, the error of a central difference, is below what float32 makes of the loss."""
 
@@ -35,7 +37,7 @@ def masked(trial: Trial) -> Iterator[Evidence]:
     """
     hidden = ~trial.inputs.scored()
     if not bool(hidden.any()):
-        return
+        raise Inexpressible(ALL_SCORED)
 
     def relate(run: Run, inputs: Any) -> Iterable[Pair]:
         other = _filled(inputs, torch.linspace(-LARGE, LARGE, 13))
@@ -68,9 +70,8 @@ def unread(trial: Trial) -> Iterator[Evidence]:
 
     Example: the loss of every token times the mask, then the sum.
     """
-    hidden = ~trial.inputs.scored()
-    if not bool(hidden.any()):
-        return
+    if bool(trial.inputs.scored().all()):
+        raise Inexpressible(ALL_SCORED)
 
     def relate(run: Run, inputs: Any) -> Iterable[Pair]:
         before = run(inputs)["loss"]
@@ -93,11 +94,11 @@ def visible(trial: Trial) -> Iterator[Evidence]:
     inputs = trial.inputs
     x, scored = getattr(inputs, inputs.ROWS), _wide(inputs.scored(), getattr(inputs, inputs.ROWS))
     if not bool(scored.any()):
-        return
+        raise Inexpressible(NONE_SCORED)
     place = tuple(int(i) for i in torch.nonzero(scored)[0])
     spoilt = x.clone()
     spoilt[place[:2]] = torch.where(scored[place[:2]], torch.nan, x[place[:2]])
-    outcome = trial.subject.call(dataclasses.replace(inputs, **{inputs.ROWS: spoilt}))
+    outcome = trial.attempt(dataclasses.replace(inputs, **{inputs.ROWS: spoilt}))
     if outcome.raised is None and bool(torch.isfinite(outcome.values["loss"]).all()):
         yield Evidence(
             where=inputs.ROWS, measured="a finite loss", limit="NaN, or an error", index=place[:2],
@@ -115,13 +116,12 @@ def appended(trial: Trial) -> Iterator[Evidence]:
     """
 
     def relate(run: Run, inputs: Any) -> Iterable[Pair]:
-        before, longer = run(inputs)["loss"], inputs.appended(2)
-        after = run(longer)["loss"]
-        if inputs.reduction == "none":
-            after = after[: before.shape[0], : before.shape[1]]
-        yield _pair(trial, after, before, "masked tokens were added")
+        longer = inputs.appended(2)
+        before, after = run(inputs)["loss"], run(longer)["loss"]
+        own = after[: before.shape[0], : before.shape[1]] if inputs.reduction == "none" else after
+        yield _pair(trial, own, before, "masked tokens were added")
         one = _gradient(run, inputs, _ones(before))
-        two = _gradient(run, longer, _ones(run(longer)["loss"]))
+        two = _gradient(run, longer, _ones(after))
         two = two[: one.shape[0], : one.shape[1]]
         yield _rows(trial, two, one, "masked tokens were added")
 
@@ -177,7 +177,7 @@ def micro(trial: Trial) -> Iterator[Evidence]:
     Example: each micro-batch divided by its own count of tokens although the count of all was given.
     """
     if not bool(trial.inputs.scored().any()):
-        return
+        raise Inexpressible(NONE_SCORED)
 
     def relate(run: Run, inputs: Any) -> Iterable[Pair]:
         cut = max(1, inputs.batch // 3)
@@ -250,13 +250,14 @@ def slope(trial: Trial) -> Iterator[Evidence]:
 
     Example: a backward that returns the stored gradient without multiplying the upstream gradient in.
     """
-    if trial.dtype != torch.float32 or not bool(trial.inputs.scored().any()):
-        return
-    generator = torch.Generator().manual_seed(trial.seed + 1)
+    if trial.dtype != torch.float32:
+        raise Inexpressible("in another precision than float32 a difference of two losses is rounding")
+    if not bool(trial.inputs.scored().any()):
+        raise Inexpressible(NONE_SCORED)
 
     def relate(run: Run, inputs: Any) -> Iterable[Pair]:
         upstream, at = trial.upstream, {name: getattr(inputs, name) for name in trial.differentiable}
-        generator.manual_seed(1)
+        generator = torch.Generator().manual_seed(1)  # the same line for the candidate, the ordinary form, the oracle
         size = STEP * inputs.reasonable_step()
         ways = {name: _signs(x, generator) * size for name, x in at.items()}
         ahead, behind = ({name: x + sign * ways[name] for name, x in at.items()} for sign in (1, -1))
@@ -327,10 +328,6 @@ def _filled(inputs: Any, values: Tensor) -> Any:
     return dataclasses.replace(inputs, **{inputs.ROWS: torch.where(hidden, turn, x)})
 
 
-def _has_masked(_operation: Operation, case: Any) -> str | None:
-    return "nothing is masked" if case.masked == "none" and not case.shift else None
-
-
 def _two_samples(_operation: Operation, case: Any) -> str | None:
     return None if case.batch > 1 else "there is one sample at most"
 
@@ -356,7 +353,7 @@ def _law(check: Any, applies: Any = None) -> Law:
 
 
 LAWS = (
-    _law(masked, _has_masked), _law(unread, _has_masked), _law(visible), _law(appended), _law(permuted, _two_samples),
+    _law(masked), _law(unread), _law(visible), _law(appended), _law(permuted, _two_samples),
     _law(duplicated, _own_mean), _law(micro, _two_samples), _law(empty), _law(weights, _weighted),
     _law(slope, _smooth),
 )  # fmt: skip

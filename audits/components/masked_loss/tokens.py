@@ -141,6 +141,12 @@ def longer(x: Tensor, count: int, value: float) -> Tensor:
     return grown
 
 
+def pointed_at(indices: Tensor, valid: Tensor, places: int) -> Tensor:
+    """[B,places] bool: what the valid ones among ``indices`` [B,M] point to, however often."""
+    found = torch.zeros((len(indices), places), dtype=torch.int64, device=indices.device)
+    return found.scatter_add(1, indices, valid.long()) > 0
+
+
 def labels(case: Case, generator: torch.Generator) -> Tensor:
     """Labels [B,S] int64: the first and the last of the vocabulary among them, masked ones the ignore index."""
     shape = (case.batch, case.length)

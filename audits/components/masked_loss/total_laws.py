@@ -11,7 +11,7 @@ import torch
 from assay.audits.components.masked_loss.total import NAME, Inputs
 from assay.audits.laws.relation import Pair, Run, holds
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Law, Operation
+from assay.audits.terms import Evidence, Law
 
 
 def reaches(trial: Trial) -> Iterator[Evidence]:
@@ -69,11 +69,7 @@ def linear(trial: Trial) -> Iterator[Evidence]:
 
 
 def _law(check: Any) -> Law:
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, applies=_everywhere)
-
-
-def _everywhere(_operation: Operation, _case: Any) -> None:
-    return None
+    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__)
 
 
 LAWS = (_law(reaches), _law(linear))

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from assay.audits.candidates import of_family
+from assay.audits.components.masked_loss.model import KERNEL
 from assay.audits.families import causal
 from assay.audits.families.trainer_run import StepCall
 from assay.audits.fields import Count, Samples, Size
@@ -19,7 +20,6 @@ FACTORY = "assay.audits.families.trainer_run:implementation"
 DEFAULT_FAMILY = "llama"
 FAMILIES = ("llama", "qwen2_5_vl", "bart")
 """Of the default audit: a family that is counted right, one that the Trainer hands no count, one that ignores it."""
-KERNEL = "assay.audits.patch_losses:kernel"
 
 
 @dataclass(frozen=True, kw_only=True)

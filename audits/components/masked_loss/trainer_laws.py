@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -48,32 +48,31 @@ def _same(trial: Trial, got: Outputs, want: Outputs, message: str, *, sides: int
     """Loss and moves agree, up to what float32 costs so many sides; the worst parameter stands for all."""
     broken = []
     for name in want:
-        reach = _reach(trial, name)
-        error, ordinary = relative(difference(got[name], want[name]), reach), functools.partial(_errors, trial, name)
-        spread = functools.partial(_scaled, ordinary, sides)
-        found = excess(name, error, floor([], reach, torch.float32), spread, message)
+        reach = _reaches(trial)[name.partition(":")[0]]
+        error, allowed = relative(difference(got[name], want[name]), reach), floor([], reach, torch.float32)
+        found = excess(name, error, allowed, functools.partial(_ordinary, trial, name, sides), message)
         if found:
             broken.append(found)
     yield from (item for item in broken if item.where == "loss")
     yield from worst("parameters", [item for item in broken if item.where != "loss"])
 
 
-def _reach(trial: Trial, name: str) -> Tensor:
-    """What rounding is proportional to: the loss, and for a move the largest move or the ulps of its parameter."""
-    out = _specified(trial)
-    if name == "loss":
-        return out["loss"].double()
-    return torch.stack([value.abs().max() for key, value in out.items() if key != "loss" and value.numel()]).max()
+def _reaches(trial: Trial) -> Mapping[str, Tensor]:
+    """What rounding is proportional to: the loss, and for every move the largest one."""
+
+    def compute() -> dict[str, Tensor]:
+        out = _specified(trial)
+        moves = [value.abs().max() for name, value in out.items() if name != "loss" and value.numel()]
+        return {"loss": out["loss"].double(), "move": torch.stack(moves).max()}
+
+    found: Mapping[str, Tensor] = trial.once("trainer reaches", compute)
+    return found
 
 
-def _errors(trial: Trial, name: str) -> list[Tensor]:
+def _ordinary(trial: Trial, name: str, sides: int) -> list[Tensor]:
     """What float32 costs the specification's own step, the rounding of the parameters themselves included."""
     narrow, wide = trial.varied(by="reference", dtype="float32"), _specified(trial)
-    return [relative(difference(narrow[name], wide[name]), _reach(trial, name))]
-
-
-def _scaled(errors: Callable[[], list[Tensor]], sides: int) -> list[Tensor]:
-    return [error * sides for error in errors()]
+    return [sides * relative(difference(narrow[name], wide[name]), _reaches(trial)[name.partition(":")[0]])]
 
 
 def _several(_operation: Operation, case: Case) -> str | None:

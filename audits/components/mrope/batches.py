@@ -13,24 +13,7 @@ from torch import Tensor
 from assay.audits.components.mrope import positions as op
 from assay.audits.components.mrope.positions import Inputs
 from assay.audits.families import samples
-from assay.audits.laws.trial import Broken, Trial, refuse_inexpressible
-from assay.audits.terms import Outcome
-
-NO_ERRORS = frozenset({"timeout", "unloadable", "exit", "signal", "memory"})
-"""How a call may end without having said anything about its arguments."""
-
-
-def attempt(trial: Trial, inputs: Inputs) -> Outcome:
-    """One call that may end in an error of the candidate's own.
-
-    Broken where it ended in any other way, as where the process did not survive it; Inexpressible where there is no
-    such call.
-    """
-    outcome = trial.subject.call(inputs)
-    refuse_inexpressible(outcome)
-    if outcome.raised and outcome.raised.kind in NO_ERRORS:
-        raise Broken(outcome, inputs)
-    return outcome
+from assay.audits.laws.trial import Trial
 
 
 def spoilt(inputs: Inputs) -> Iterator[tuple[str, Inputs]]:

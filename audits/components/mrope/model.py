@@ -84,6 +84,6 @@ def _candidate(name: str, patch: str) -> Candidate:
     return of_family(NAME, name, patch, factory="assay.audits.families.run:implementation", scope={"family": name})
 
 
-def options_of(params: Any) -> Family:
+def family_of(params: Any) -> Family:
     """The family of a case. LookupError when it has no tiny model."""
     return discovery.loaded(params.family)

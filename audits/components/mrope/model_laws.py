@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.mrope import positions, readout, rotate
-from assay.audits.components.mrope.model import NAME, Case, options_of
+from assay.audits.components.mrope.model import NAME, Case, family_of
 from assay.audits.families._release import within
 from assay.audits.families.run import ModelCall
 from assay.audits.laws.limits import difference, excess, floor, relative
@@ -60,7 +60,7 @@ def rotation(trial: Trial) -> Iterator[Evidence]:
 
     Example: sections read from a configuration key that this model does not have.
     """
-    out, rotary = trial.outcome.values, TEXT_ROTARIES[options_of(trial.params).rule]
+    out, rotary = trial.outcome.values, TEXT_ROTARIES[family_of(trial.params).rule]
     inputs = readout.rotate_inputs(out, rotary.layout, rotary.pairing)
     truth = rotate.reference(readout.wide(inputs))
     eager = rotate.reference(readout.narrow(inputs))
@@ -83,7 +83,7 @@ def vision(trial: Trial) -> Iterator[Evidence]:
 
     Example: a port that leaves the two-dimensional rotary out, and answers every question about places wrongly.
     """
-    out, family = trial.outcome.values, options_of(trial.params)
+    out, family = trial.outcome.values, family_of(trial.params)
     tower = VISION_TOWERS[family.rule]
     grids = out["image_grids"] if "image_grids" in out else out["video_grids"]
     merge = RULES[family.rule].spatial_merge if tower.merged else 1
@@ -237,7 +237,7 @@ def stateless(trial: Trial) -> Iterator[Evidence]:
     Example: position deltas of the previous batch added to this one.
     """
     other = ("t3 i6x4 t2", "t8", "t1 i2x2 t4")[: 1 + len(trial.params.samples)]
-    if not set(options_of(trial.params).modalities) & {"image"}:
+    if not set(family_of(trial.params).modalities) & {"image"}:
         other = ("t3", "t8")
     again = trial.run(dataclasses.replace(trial.inputs, before=other))
     yield from readout.same(trial, again, trial.outcome.values, "the call before changed the logits")
@@ -251,7 +251,7 @@ def conserved(trial: Trial) -> Iterator[Evidence]:
     Example: modality ids that a collator did not pass on; the model numbers images as text.
     """
     for name in ("mm_token_type_ids", "image_grid_thw", "video_grid_thw"):
-        outcome = trial.subject.call(dataclasses.replace(trial.inputs, drop=(name,)))
+        outcome = trial.attempt(dataclasses.replace(trial.inputs, drop=(name,)))
         if outcome.raised is None and int(outcome.values["dropped"]):
             for found in readout.same(
                 trial, outcome.values, trial.outcome.values, f"without {name} the logits are others"
@@ -260,18 +260,18 @@ def conserved(trial: Trial) -> Iterator[Evidence]:
 
 
 def _by_rule(_operation: Operation, case: Case) -> str | None:
-    kind = RULES[options_of(case).rule].kind
+    kind = RULES[family_of(case).rule].kind
     return None if kind in {"blocks", "sequence"} else f"{case.family} has no positions by token types"
 
 
 def _rotated(_operation: Operation, case: Case) -> str | None:
-    return None if options_of(case).rule in TEXT_ROTARIES else f"{case.family} has plain RoPE"
+    return None if family_of(case).rule in TEXT_ROTARIES else f"{case.family} has plain RoPE"
 
 
 def _towered(_operation: Operation, case: Case) -> str | None:
     if not case.modalities & {"image", "video"}:
         return "nothing to see in this case"
-    family = options_of(case)
+    family = family_of(case)
     if family.rule not in VISION_TOWERS:
         return f"{case.family} has no rotary vision tower"
     return None if within(">=5.17.0.dev0") else "vision rotary modules return no tables before transformers 5.17"
@@ -290,7 +290,7 @@ def _built(applies: Callable[[Operation, Case], str | None] | None) -> Callable[
 
     def check(operation: Operation, case: Case) -> str | None:
         try:
-            options_of(case)
+            family_of(case)
         except LookupError:
             return None
         return applies(operation, case) if applies else None

@@ -17,7 +17,7 @@ from assay.audits.laws.limits import floor
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
 from assay.audits.mishap import ended
-from assay.audits.terms import Evidence, Law, Operation, Outcome, Outputs
+from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outcome, Outputs
 from assay.reference.mrope_rules import RULES
 
 
@@ -88,10 +88,8 @@ def padding(trial: Trial) -> Iterator[Evidence]:
 
     Example: ids counted from the start of the padded row.
     """
-    other = "left" if trial.params.padding == "right" else "right"
-    yield from _same_rows(
-        trial, trial.run(batches.rebuilt(trial, padding=other)), batches.rebuilt(trial, padding=other)
-    )
+    inputs = batches.rebuilt(trial, padding="left" if trial.params.padding == "right" else "right")
+    yield from _same_rows(trial, trial.run(inputs), inputs)
 
 
 def neighbours(trial: Trial) -> Iterator[Evidence]:
@@ -153,12 +151,13 @@ def text_only(trial: Trial) -> Iterator[Evidence]:
 
     Example: text that advances only one axis.
     """
+    plain = [(sample, row) for sample, row in batches.rows(trial.inputs) if not trial.inputs.token_types[sample].any()]
+    if not plain:
+        raise Inexpressible("no sample is text alone")
     ids = trial.outcome.values["positions"]
-    for sample, row in batches.rows(trial.inputs):
-        count = int(row.sum())
-        plain = torch.arange(count).expand(len(ids), -1)
-        if not bool(trial.inputs.token_types[sample].any()):
-            yield from exactly("positions", ids[:, sample, row], plain.to(ids), f"text sample {sample} is not 0, 1, 2")
+    for sample, row in plain:
+        counted = torch.arange(int(row.sum())).expand(len(ids), -1)
+        yield from exactly("positions", ids[:, sample, row], counted.to(ids), f"text sample {sample} is not 0, 1, 2")
 
 
 def blocks(trial: Trial) -> Iterator[Evidence]:
@@ -251,8 +250,11 @@ def refuses(trial: Trial) -> Iterator[Evidence]:
 
     Example: a loop that stops reading grids when the tokens run out.
     """
-    for what, spoilt in batches.spoilt(trial.inputs):
-        outcome = batches.attempt(trial, spoilt)
+    asked = list(batches.spoilt(trial.inputs))
+    if not asked:
+        raise Inexpressible("the batch has no grids")
+    for what, spoilt in asked:
+        outcome = trial.attempt(spoilt)
         if outcome.raised is None:
             yield Evidence(
                 where=what.replace(" ", ":", 1), measured="accepted", limit="an error",
@@ -269,10 +271,10 @@ def touching(trial: Trial) -> Iterator[Evidence]:
     Example: two equal halves of an image numbered as one image of twice the height.
     """
     params = dataclasses.replace(trial.params, samples=("t2 i4x6 i4x2 i8x4 t3",), wrap=False)
-    inputs = op.build(params, trial.dtype, trial.inputs.input_ids.device)
-    outcome = batches.attempt(trial, batches.like(trial, inputs))
+    inputs = batches.like(trial, op.build(params, trial.dtype, trial.inputs.input_ids.device))
+    outcome = trial.attempt(inputs)
     if outcome.raised is None:
-        truth = trial.oracle(batches.like(trial, inputs)).values["positions"]
+        truth = trial.oracle(inputs).values["positions"]
         yield from exactly("positions", outcome.values["positions"], truth, "adjacent images")
 
 
@@ -286,7 +288,7 @@ def unmasked(trial: Trial) -> Iterator[Evidence]:
     """
     for place, sample in enumerate(trial.params.samples):
         inputs = batches.rebuilt(trial, samples=(sample, sample), seed=trial.params.seed + place)
-        bare = batches.attempt(trial, dataclasses.replace(inputs, absent=("attention_mask",)))
+        bare = trial.attempt(dataclasses.replace(inputs, absent=("attention_mask",)))
         yield from _alike(bare, trial.run(inputs), f"sample {place} without attention_mask")
 
 
@@ -301,7 +303,7 @@ def absent(trial: Trial) -> Iterator[Evidence]:
     missing = tuple(f"{kind}_grids" for kind in ("image", "video") if kind not in trial.params.modalities)
     ways: dict[str, Any] = {"left out": {"absent": missing}, "of no rows": {"empty": missing}}
     for how, change in ways.items():
-        other = batches.attempt(trial, dataclasses.replace(trial.inputs, **change))
+        other = trial.attempt(dataclasses.replace(trial.inputs, **change))
         yield from _alike(other, trial.outcome.values, f"{' and '.join(missing)} {how}")
 
 
@@ -315,7 +317,7 @@ def default_interval(trial: Trial) -> Iterator[Evidence]:
     """
     ones = torch.ones_like(trial.inputs.seconds_per_grid)
     told = dataclasses.replace(trial.inputs, seconds_per_grid=ones)
-    untold = batches.attempt(trial, dataclasses.replace(told, absent=("seconds_per_grid",)))
+    untold = trial.attempt(dataclasses.replace(told, absent=("seconds_per_grid",)))
     if untold.raised is None:
         yield from _alike(untold, trial.run(told), "no seconds are not one second")
 
@@ -336,7 +338,7 @@ def _slack(trial: Trial) -> float:
     return float(floor([], reach, torch.float32) * reach)
 
 
-def _same_rows(trial: Trial, other: Any, inputs: Inputs) -> Iterator[Evidence]:
+def _same_rows(trial: Trial, other: Outputs, inputs: Inputs) -> Iterator[Evidence]:
     ids = trial.outcome.values["positions"]
     for sample, row in batches.rows(trial.inputs):
         moved = other["positions"][:, sample, inputs.attention_mask[sample].bool()]
@@ -376,7 +378,7 @@ def _law(check: Callable[..., Any], applies: Any = None) -> Law:
 LAWS = (
     _law(resumes, _kind("blocks")),
     *(_law(check) for check in (continues, padding, neighbours, order, prefix, text_only)),
-    _law(starts, _kind("blocks")),
+    _law(starts, _needs("image or video")),
     _law(blocks, _needs("image or video")),
     _law(duration, _needs("video", "seconds")),
     _law(frame_order, _needs("video", "seconds", "index", "pooled")),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.mrope import positions, rotate
-from assay.audits.components.mrope.model import Case, options_of
+from assay.audits.components.mrope.model import Case, family_of
 from assay.audits.laws.limits import difference, excess, floor, relative
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Outputs
@@ -28,7 +28,7 @@ def from_first(ids: Tensor, out: Outputs) -> Tensor:
 
 def position_inputs(out: Outputs, params: Case) -> positions.Inputs:
     """The batch that the processor made, as inputs of the position rule."""
-    family = options_of(params)
+    family = family_of(params)
     rule = RULES[family.rule]
     empty = torch.zeros(0, 3, dtype=torch.int64)
     return positions.Inputs(
@@ -62,7 +62,7 @@ def runs(types: Tensor, kind: int) -> Tensor:
 
 def rule(trial: Trial) -> PositionRule:
     """The position rule of the trial's family."""
-    return RULES[options_of(trial.params).rule]
+    return RULES[family_of(trial.params).rule]
 
 
 def visual_axes(ids: Tensor, axes: int) -> Tensor:

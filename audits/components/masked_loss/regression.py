@@ -125,6 +125,12 @@ def build(case: Case, dtype: torch.dtype, device: torch.device) -> Inputs:
     )
 
 
+def supports(case: Case) -> str | None:
+    """Whether one entry of the mask for each element means something: not where an element is seen with others."""
+    whole = "normalised targets" if case.normalise_target else "cosine" if case.kind == "cosine" else ""
+    return f"{whole}: the mask has one entry for each token" if whole and case.by == "element" else None
+
+
 def _mask(case: Case, generator: torch.Generator) -> Tensor:
     shape = (case.batch, case.length) if case.by == "token" else (case.batch, case.length, case.features)
     if case.masked == "ragged":  # as collated: each sample has its own number of predicted tokens, padded at the end
@@ -245,6 +251,7 @@ def strategy() -> st.SearchStrategy[Case]:
         beta=st.sampled_from([1.0, 0.25, 2.0]),
         power=st.sampled_from([1.0, 1.5, 2.0]),
         normalise_target=st.booleans(),
+        by=st.sampled_from(["token", "token", "element"]),
         masked=st.sampled_from(["some", "some", "ragged", "one", "none", "all"]),
         weighted=st.sampled_from([False, False, True]),
         near=st.sampled_from([1.0, 0.1, 3.0]),
@@ -357,6 +364,7 @@ OPERATION = Operation(
     dtypes=("float32", "bfloat16"),
     further_dtypes=("float16",),
     sums=("loss",),
+    supports=supports,
 )
 
 CANDIDATES = (

@@ -52,11 +52,12 @@ def padded(trial: Trial) -> Iterator[Evidence]:
         reach = expect.reach(trial.inputs, None)["loss"]
         before = run(inputs)["loss"]
         last = inputs.target.shape[1] - 1
-        elsewhere = dataclasses.replace(inputs, indices=torch.where(inputs.mask, inputs.indices, last))
+        valid = inputs.mask if inputs.mask.ndim == inputs.indices.ndim else inputs.mask.any(-1)
+        elsewhere = dataclasses.replace(inputs, indices=torch.where(valid, inputs.indices, last))
         message = "the index of a pad matters"
         yield Pair(where="loss", left=run(elsewhere)["loss"], right=before, reach=reach, message=message)
         grid = inputs.target.clone()
-        grid[~tokens.pointed_at(inputs.indices, inputs.mask, grid.shape[1])] = torch.nan
+        grid[~tokens.pointed_at(inputs.indices, valid, grid.shape[1])] = torch.nan
         message = "a token of the grid that no valid index points to reached the loss"
         spoilt = run(dataclasses.replace(inputs, target=grid))["loss"]
         yield Pair(where="loss", left=spoilt, right=before, reach=reach, message=message)

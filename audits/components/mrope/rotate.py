@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_family, of_function, of_reference
-from assay.audits.fields import Count, Finite, Positive, Size, one_of
+from assay.audits.fields import Count, Positive, Size, one_of
 from assay.audits.terms import Candidate, Family, Form, Numeric, Operation, Outputs
 from assay.reference import mrope
 from assay.reference.mrope_families import TEXT_ROTARIES
@@ -58,7 +58,7 @@ class Case:
     sections: tuple[Count, ...] = (4, 6, 6)
     pairing: Annotated[str, one_of(mrope.PAIRINGS)] = "half"
     tail: Count = 0
-    attention_scaling: Finite = 1.0
+    attention_scaling: Positive = 1.0
     base: Positive = 1e6
     start: Count = 0
     spread: Size = 61

@@ -224,6 +224,14 @@ class Law:
     applies: Callable[[Operation, Any], str | None] = lambda _operation, _params: None
     doc: str = ""
 
+    @classmethod
+    def of(
+        cls, operations: tuple[str, ...], check: Callable[[Any], Iterable[Evidence]],
+        applies: Callable[[Operation, Any], str | None] = lambda _operation, _params: None,
+    ) -> Law:  # fmt: skip
+        """The law that a function states: its name is the function's, its manual page the docstring."""
+        return cls(name=check.__name__, operations=operations, check=check, applies=applies, doc=check.__doc__ or "")
+
     @property
     def summary(self) -> str:
         """First line of the manual page."""

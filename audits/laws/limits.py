@@ -51,6 +51,12 @@ def norms(error: Tensor) -> Norms:
     return Norms(float(error.max()), float(square.mean().sqrt()), float(square.mean(dim=-1).sqrt().max()))
 
 
+def row_reach(x: Tensor) -> Tensor:
+    """Largest finite magnitude of each row of the last dimension, in float64, kept as a dimension of one."""
+    x = x.detach().double().abs().nan_to_num(nan=0.0, posinf=0.0)
+    return x.amax(dim=-1, keepdim=True) if x.shape[-1] else x.new_zeros((*x.shape[:-1], 1))
+
+
 def relative(error: Tensor, reach: Tensor) -> Tensor:
     """Error over reach; where nothing enters a row, any error at all is infinite."""
     reach = reach.to(error).expand_as(error)

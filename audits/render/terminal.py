@@ -13,6 +13,8 @@ from rich.text import Text
 from assay.audits.render import tables
 from assay.audits.terms import Check, Report, Verdict
 
+NARROW = 20
+"""Characters of a candidate's name that one line has room for, however narrow the terminal."""
 STYLES = {Verdict.PASS: "green", Verdict.WAIVED: "cyan", Verdict.UNKNOWN: "yellow", Verdict.FAIL: "bold red"}
 
 
@@ -66,14 +68,16 @@ def _show_findings(report: Report, console: Console) -> None:
 
 
 def _overview(report: Report) -> RenderableType:
+    groups = tables.groups(report)
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("operation", no_wrap=True)
-    table.add_column("candidate", overflow="fold")
+    longest = max((len(group.candidate) for group in groups), default=0)
+    table.add_column("candidate", overflow="fold", min_width=min(NARROW, longest))
     table.add_column("verdict", no_wrap=True)
     table.add_column("laws", justify="right", no_wrap=True)
     table.add_column("inapplicable", justify="right", no_wrap=True)
     table.add_column("findings", justify="right", no_wrap=True)
-    for group in tables.groups(report):
+    for group in groups:
         table.add_row(
             Text(group.operation or "-"),
             Text(group.candidate),

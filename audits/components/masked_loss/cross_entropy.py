@@ -17,6 +17,7 @@ from torch import Tensor
 from assay.audits.candidates import of_function, of_reference
 from assay.audits.components.masked_loss import tokens
 from assay.audits.fields import Finite, Positive, one_of
+from assay.audits.laws.limits import row_reach
 from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 
@@ -109,7 +110,7 @@ def ordinary(logits: Tensor, inputs: Any) -> Tensor:
 
 def reach(inputs: Inputs, upstream: Outputs | None) -> Outputs:
     """What enters each row of the loss: its largest logit; of the gradient: that, by the upstream and the weight."""
-    largest = tokens.row_reach(inputs.logits)[..., 0].clamp(min=1.0)
+    largest = row_reach(inputs.logits)[..., 0].clamp(min=1.0)
     return tokens.reach(inputs, largest, upstream, "logits")
 
 

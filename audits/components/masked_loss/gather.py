@@ -17,6 +17,7 @@ from torch import Tensor
 from assay.audits.candidates import of_reference
 from assay.audits.components.masked_loss import tokens
 from assay.audits.fields import Count, Size
+from assay.audits.laws.limits import row_reach
 from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 
@@ -70,10 +71,10 @@ def reference(inputs: Inputs) -> Outputs:
 
 def reach(inputs: Inputs, upstream: Outputs | None) -> Outputs:
     """Nothing is computed: an error is relative to the largest feature, of the gradient to the largest upstream."""
-    largest = tokens.row_reach(inputs.features).amax(dim=1, keepdim=True)
+    largest = row_reach(inputs.features).amax(dim=1, keepdim=True)
     found = {"gathered": largest}
     if upstream is not None:
-        rows = tokens.row_reach(upstream["gathered"])
+        rows = row_reach(upstream["gathered"])
         found["grad:features"] = rows.amax(dim=1, keepdim=True) if rows.shape[1] else rows.sum(1, keepdim=True)
     return found
 

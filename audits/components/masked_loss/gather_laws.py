@@ -73,6 +73,6 @@ def _several(_operation: Operation, case: Any) -> str | None:
 
 
 LAWS = (
-    Law(name="pads", operations=(NAME,), check=pads, doc=pads.__doc__ or ""),
-    Law(name="ragged", operations=(NAME,), check=ragged, doc=ragged.__doc__ or "", applies=_several),
+    Law.of((NAME,), pads),
+    Law.of((NAME,), ragged, _several),
 )

@@ -201,12 +201,7 @@ def _mean(_operation: Operation, case: Any) -> str | None:
     return None if case.reduction == "mean" else "not a mean"
 
 
-def _law(check: Any, operations: tuple[str, ...], applies: Any = None) -> Law:
-    extra = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=operations, check=check, doc=check.__doc__, **extra)
-
-
 LAWS = (
-    _law(shift, BOTH, _shifts), _law(refuses, BOTH), _law(uniform, LOGITS), _law(translation, LOGITS, _moves),
-    _law(continuity, BOTH), _law(live, BOTH, _mean),
+    Law.of(BOTH, shift, _shifts), Law.of(BOTH, refuses), Law.of(LOGITS, uniform), Law.of(LOGITS, translation, _moves),
+    Law.of(BOTH, continuity), Law.of(BOTH, live, _mean),
 )  # fmt: skip

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -239,10 +239,7 @@ def _several(_operation: Operation, case: Case) -> str | None:
     return None if len(case.samples) > 1 else "one sample"
 
 
-def _law(check: Any, applies: Callable[[Operation, Case], str | None] | None = None) -> Law:
-    more = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, **more)
-
+_law = partial(Law.of, (NAME,))
 
 LAWS = (
     _law(reference), _law(items), _law(micro, _several), _law(shifted), _law(padding), _law(order, _several),

@@ -17,6 +17,7 @@ from torch import Tensor
 from assay.audits.candidates import of_function, of_reference
 from assay.audits.components.masked_loss import tokens
 from assay.audits.fields import Amount, Count, Positive, Size, one_of
+from assay.audits.laws.limits import row_reach
 from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 
@@ -209,7 +210,7 @@ def divisor(inputs: Inputs) -> float:
 
 def reach(inputs: Inputs, upstream: Outputs | None) -> Outputs:
     """The size of what is subtracted, to the power of the loss, in each row; for gradients one power less."""
-    own = tokens.row_reach(inputs.prediction) + tokens.row_reach(gathered(inputs))
+    own = row_reach(inputs.prediction) + row_reach(gathered(inputs))
     if inputs.normalise_target:
         own = own + inputs.prediction.shape[-1] ** 0.5
     size = own.clamp(min=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,8 +103,6 @@ def _normalises(_operation: Operation, case: Any) -> str | None:
     return None if case.features > 8 else "too few features for a scale apart from the epsilon"
 
 
-def _law(check: Any, applies: Any) -> Law:
-    return Law(name=check.__name__, operations=(regression.NAME,), check=check, doc=check.__doc__, applies=applies)
-
+_law = partial(Law.of, (regression.NAME,))
 
 LAWS = (_law(exact, _plain_target), _law(padded, _ragged), _law(normalised, _normalises))

@@ -84,7 +84,7 @@ def _deals(_operation: Operation, case: Any) -> str | None:
 
 
 LAWS = (
-    Law(name="uniform", operations=(NAME,), check=uniform, doc=uniform.__doc__ or ""),
-    Law(name="cut", operations=(NAME,), check=cut, doc=cut.__doc__ or "", applies=_is_cut),
-    Law(name="order", operations=(NAME,), check=order, doc=order.__doc__ or "", applies=_deals),
+    Law.of((NAME,), uniform),
+    Law.of((NAME,), cut, _is_cut),
+    Law.of((NAME,), order, _deals),
 )

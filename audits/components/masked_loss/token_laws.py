@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -347,10 +348,7 @@ def _smooth(_operation: Operation, case: Any) -> str | None:
     return f"{kind} has corners, or bends as sharply as its vectors are short" if kind not in {"", "mse"} else None
 
 
-def _law(check: Any, applies: Any = None) -> Law:
-    extra = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=NAMES, check=check, doc=check.__doc__, **extra)
-
+_law = partial(Law.of, NAMES)
 
 LAWS = (
     _law(masked), _law(unread), _law(visible), _law(appended), _law(permuted, _two_samples),

@@ -231,12 +231,6 @@ def reduced(rows_N: Tensor, valid_BS: Tensor, inputs: Labelled) -> Tensor:
     return rows_N.sum() / divisor(inputs)
 
 
-def row_reach(x: Tensor) -> Tensor:
-    """Largest finite magnitude of each row of the last dimension, in float64, kept as a dimension of one."""
-    x = x.detach().double().abs().nan_to_num(nan=0.0, posinf=0.0)
-    return x.amax(dim=-1, keepdim=True) if x.shape[-1] else x.new_zeros((*x.shape[:-1], 1))
-
-
 def reach(inputs: Labelled, largest_BS: Tensor, upstream: Outputs | None, name: str) -> Outputs:
     """The magnitudes that enter the loss and the gradient of ``name`` [B,S,...], from that of each row."""
     entering = largest_BS * _additions(inputs, largest_BS) * row_weights(inputs).abs()

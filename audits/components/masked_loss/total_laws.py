@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,8 +69,6 @@ def linear(trial: Trial) -> Iterator[Evidence]:
     yield from holds(trial, relate)
 
 
-def _law(check: Any) -> Law:
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__)
-
+_law = partial(Law.of, (NAME,))
 
 LAWS = (_law(reaches), _law(linear))

@@ -80,6 +80,6 @@ def _several(_operation: Operation, case: Case) -> str | None:
 
 
 LAWS = (
-    Law(name="accumulated", operations=(NAME,), check=accumulated, doc=accumulated.__doc__ or "", applies=_several),
-    Law(name="reference", operations=(NAME,), check=reference, doc=reference.__doc__ or ""),
+    Law.of((NAME,), accumulated, _several),
+    Law.of((NAME,), reference),
 )

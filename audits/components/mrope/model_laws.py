@@ -14,7 +14,7 @@ from assay.audits.components.mrope import positions, readout, rotate
 from assay.audits.components.mrope.model import NAME, Case, family_of
 from assay.audits.families._release import within
 from assay.audits.families.run import ModelCall
-from assay.audits.laws.limits import difference, excess, floor, relative
+from assay.audits.laws.limits import difference, excess, floor, relative, row_reach
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation
@@ -65,7 +65,7 @@ def rotation(trial: Trial) -> Iterator[Evidence]:
     truth = rotate.reference(readout.wide(inputs))
     eager = rotate.reference(readout.narrow(inputs))
     for name in ("q", "k"):
-        reach = rotate.row_reach(getattr(inputs, name)) * inputs.attention_scaling
+        reach = row_reach(getattr(inputs, name)) * inputs.attention_scaling
         ordinary = relative(difference(eager[name], truth[name]), reach)
         found = excess(
             name, relative(difference(out[f"site.{name}_out"], truth[name]), reach),
@@ -299,7 +299,7 @@ def _built(applies: Callable[[Operation, Case], str | None] | None) -> Callable[
 
 
 def _law(check: Any, applies: Callable[[Operation, Case], str | None] | None = None) -> Law:
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, applies=_built(applies))
+    return Law.of((NAME,), check, _built(applies))
 
 
 LAWS = (

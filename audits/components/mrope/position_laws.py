@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -370,10 +371,7 @@ def _lacks_some(_operation: Operation, case: Case) -> str | None:
     return "the case has images and videos" if case.modalities >= {"image", "video"} else None
 
 
-def _law(check: Callable[..., Any], applies: Any = None) -> Law:
-    extra = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__ or "", **extra)
-
+_law = partial(Law.of, (NAME,))
 
 LAWS = (
     _law(resumes, _kind("blocks")),

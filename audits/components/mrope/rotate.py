@@ -16,6 +16,7 @@ from torch import Tensor
 
 from assay.audits.candidates import of_family, of_function, of_reference
 from assay.audits.fields import Count, Positive, Size, one_of
+from assay.audits.laws.limits import row_reach
 from assay.audits.terms import Candidate, Family, Form, Numeric, Operation, Outputs
 from assay.reference import mrope
 from assay.reference.mrope_families import TEXT_ROTARIES
@@ -131,12 +132,6 @@ def reach(inputs: Inputs, upstream: Outputs | None) -> Outputs:
     rows = {"q": inputs.q, "k": inputs.k}
     rows |= {f"grad:{name}": grad for name, grad in (upstream or {}).items()}
     return {name: row_reach(row) * scale for name, row in rows.items()}
-
-
-def row_reach(x: Tensor) -> Tensor:
-    """Largest magnitude of each row of the last dimension, in float64, kept as a dimension of one."""
-    x = x.detach().double().abs()
-    return x.amax(dim=-1, keepdim=True) if x.shape[-1] else x.new_zeros((*x.shape[:-1], 1))
 
 
 def draws(inputs: Inputs) -> Iterator[Inputs]:

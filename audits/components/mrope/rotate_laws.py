@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from assay.audits.components.mrope.rotate import NAME, Case, Inputs, row_reach
+from assay.audits.components.mrope.rotate import NAME, Case, Inputs
+from assay.audits.laws.limits import row_reach
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.relation import Pair, Run, holds
 from assay.audits.laws.trial import Trial
@@ -345,10 +347,7 @@ def _visible(dtype: torch.dtype) -> float:
     return 8 * float(torch.finfo(dtype).eps)
 
 
-def _law(check: Any, applies: Any = None) -> Law:
-    extra = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, **extra)
-
+_law = partial(Law.of, (NAME,))
 
 _EVERYWHERE = (
     relative, norm, identity, composition, inverse, ownership, liveness, text, split, layout, batch,

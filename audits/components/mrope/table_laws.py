@@ -51,6 +51,4 @@ def lanes(trial: Trial) -> Iterator[Evidence]:
     yield from holds(trial, relate)
 
 
-LAWS = tuple(
-    Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__ or "") for check in (circle, lanes)
-)
+LAWS = tuple(Law.of((NAME,), check) for check in (circle, lanes))

@@ -12,7 +12,7 @@ from assay.audits.laws import parity
 from assay.audits.laws.limits import difference, excess, floor, relative
 from assay.audits.laws.relation import Pair, Run, holds
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Numeric, Operation, Outcome, Outputs, Tape
+from assay.audits.terms import Evidence, Inexpressible, Numeric, Operation, Outcome, Outputs, Tape
 
 UNRECORDED: Mapping[str, Tape] = {
     "under no_grad": Tape(mode="no_grad"),
@@ -20,6 +20,7 @@ UNRECORDED: Mapping[str, Tape] = {
     "in inference mode": Tape(mode="inference", requiring=()),
 }
 """Forward passes that autograd does not record: a checkpoint's first, one of a frozen model, one of an evaluation."""
+NO_LAYOUT = "a single number has no layout"
 
 
 def upstream(trial: Trial) -> Iterator[Evidence]:
@@ -30,6 +31,8 @@ def upstream(trial: Trial) -> Iterator[Evidence]:
 
     Example: a backward kernel that reads the upstream gradient by the strides of its input.
     """
+    if not any(grad.ndim for grad in trial.upstream.values()):
+        raise Inexpressible(NO_LAYOUT)
     transposed = {name: _transposed(grad) for name, grad in trial.upstream.items()}
     expanded = {name: grad.new_tensor(1.75).expand_as(grad) for name, grad in trial.upstream.items()}
 
@@ -178,7 +181,7 @@ def _transposed(grad: Tensor) -> Tensor:
 
 def laid_out(operation: Operation, _params: object) -> str | None:
     """For :func:`upstream`."""
-    return "a single number has no layout" if operation.scalars else None
+    return NO_LAYOUT if operation.scalars else None
 
 
 def several_outputs(operation: Operation, _params: object) -> str | None:

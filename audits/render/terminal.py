@@ -13,8 +13,8 @@ from rich.text import Text
 from assay.audits.render import tables
 from assay.audits.terms import Check, Report, Verdict
 
-NARROW = 20
-"""Characters of a candidate's name that one line has room for, however narrow the terminal."""
+OTHERS, NAME = 37, 24
+"""Columns that verdict and counts take without the laws, and that the name of a candidate gets before it is broken."""
 STYLES = {Verdict.PASS: "green", Verdict.WAIVED: "cyan", Verdict.UNKNOWN: "yellow", Verdict.FAIL: "bold red"}
 
 
@@ -35,7 +35,7 @@ def render(report: Report, *, width: int = 100, color: bool = False) -> str:
 def show(report: Report, console: Console) -> None:
     """Print the report on a console."""
     report = tables.legible(report)
-    console.print(_overview(report))
+    console.print(_overview(report, console.width))
     _show_findings(report, console)
     for check in _silent(report):
         console.print(_silence(check))
@@ -67,26 +67,39 @@ def _show_findings(report: Report, console: Console) -> None:
         console.print(Text(f"  $ {broken.finding.repro}", style="blue"), soft_wrap=True)
 
 
-def _overview(report: Report) -> RenderableType:
+def _overview(report: Report, width: int) -> RenderableType:
     groups = tables.groups(report)
+    longest = [max((len(name) for name in names), default=0) for names in zip(*map(_texts, groups), strict=True)]
+    wide = width >= sum(longest) + OTHERS
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("operation", no_wrap=True)
-    longest = max((len(group.candidate) for group in groups), default=0)
-    table.add_column("candidate", overflow="fold", min_width=min(NARROW, longest))
+    if wide:
+        table.add_column("operation", no_wrap=True)
+    table.add_column("candidate", overflow="fold")
     table.add_column("verdict", no_wrap=True)
-    table.add_column("laws", justify="right", no_wrap=True)
-    table.add_column("inapplicable", justify="right", no_wrap=True)
-    table.add_column("findings", justify="right", no_wrap=True)
+    for name in ("laws", "inapplicable", "findings"):
+        table.add_column(name, justify="right", no_wrap=True)
+    told = None
     for group in groups:
+        operation = Text(group.operation or "-")
+        if not wide and group.operation != told:
+            told = group.operation
+            table.add_row(operation)
         table.add_row(
-            Text(group.operation or "-"),
-            Text(group.candidate),
+            *([operation, Text(group.candidate)] if wide else [Text(f"  {group.candidate}")]),
             _verdict(group.verdict),
-            f"{group.exercised} of {group.applicable}",
+            _laws(group),
             str(group.inapplicable or "-"),
             str(len(group.findings) or "-"),
         )
     return table
+
+
+def _texts(group: tables.Group) -> tuple[str, str, str]:
+    return group.operation or "-", group.candidate[:NAME], _laws(group)
+
+
+def _laws(group: tables.Group) -> str:
+    return f"{group.exercised} of {group.applicable}"
 
 
 def _verdict(verdict: Verdict) -> Text:

@@ -1,0 +1,243 @@
+"""How functions that label conversations are called, and how their answers become one batch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from assay.audits.components.label_mask import templates
+from assay.audits.terms import Form, Outputs
+from assay.reference.label_mask import IGNORE
+
+if TYPE_CHECKING:
+    from assay.audits.components.label_mask.labels import Inputs
+
+Row = Mapping[str, Any]
+CHATML = {"template": "qwen2_5"}
+
+
+def messages(inputs: Inputs, sample: int) -> list[dict[str, Any]]:
+    """A conversation as transformers has it; images are PIL images in the content and nowhere else."""
+    made = []
+    for turn in inputs.conversations[sample]:
+        pictures = [{"type": "image", "image": _pil(inputs.images[place])} for place in turn.images]
+        words = [{"type": "text", "text": turn.text}]
+        content: Any = [*words, *pictures] if turn.late else [*pictures, *words]
+        made.append({"role": turn.role, "content": content if inputs.parts or pictures else turn.text})
+    return made
+
+
+def pictures(inputs: Inputs, sample: int) -> list[Any]:
+    """The images of a conversation, in reading order."""
+    return [_pil(inputs.images[place]) for turn in inputs.conversations[sample] for place in turn.images]
+
+
+def _pil(image: Tensor) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(image.cpu().numpy())
+
+
+def encoder(inputs: Inputs, sample: int, processor: Any) -> Callable[[str], Mapping[str, Any]]:
+    """What turns a rendering into ids and offsets, each image into as many placeholders as it has tokens."""
+    found = pictures(inputs, sample)
+    if not found:
+        return lambda text: processor.tokenizer([text], add_special_tokens=False, return_offsets_mapping=True)
+    return lambda text: processor(text=[text], images=found, return_offsets_mapping=True)
+
+
+def by_reference(function: Callable[..., Any], inputs: Inputs) -> Outputs:
+    """The signature of ``assay.reference.label_mask.label``."""
+    rows = []
+    for sample in range(len(inputs.conversations)):
+        processor = inputs.processor()
+        given = messages(inputs, sample)
+        before = copy.deepcopy(given)
+        found = function(
+            given, processor, end_of_turn=inputs.style.end_of_turn, train=inputs.train, straddling="train",
+            placeholders={name: processor.tokenizer.convert_tokens_to_ids(name) for name in _PLACEHOLDERS},
+            encode=encoder(inputs, sample, processor),
+        )  # fmt: skip
+        rows.append({
+            "input_ids": found.input_ids, "labels": found.labels, "share": found.share, "untouched": given == before,
+        })  # fmt: skip
+    return stacked(rows, inputs.side)
+
+
+_PLACEHOLDERS = (templates.IMAGE, templates.VIDEO)
+
+
+def stacked(rows: Sequence[Row], side: str) -> Outputs:
+    """Rows of unequal lengths as one batch. Ids at padding are -1: no law reads them."""
+    ids = [_flat(row["input_ids"]) for row in rows]
+    labels = [_flat(row["labels"]) for row in rows]
+    for place, (own, label) in enumerate(zip(ids, labels, strict=True)):
+        if own.shape != label.shape:
+            raise ValueError(f"conversation {place}: {len(own)} ids and {len(label)} labels")
+    longest = max(map(len, ids), default=0)
+    found = {
+        "input_ids": _padded(ids, longest, side, -1),
+        "labels": _padded(labels, longest, side, IGNORE),
+        "attention_mask": _padded([torch.ones_like(own) for own in ids], longest, side, 0),
+    }
+    for name, dtype in (("share", torch.float64), ("untouched", torch.bool)):
+        if all(name in row for row in rows):
+            found[name] = torch.tensor([row[name] for row in rows], dtype=dtype)
+    return found
+
+
+def _padded(rows: Sequence[Tensor], length: int, side: str, fill: int) -> Tensor:
+    wide = torch.full((len(rows), length), fill, dtype=torch.int64)
+    for row, values in zip(wide, rows, strict=True):
+        row[length - len(values) if side == "left" else 0 :][: len(values)] = values
+    return wide
+
+
+def _flat(values: Any) -> Tensor:
+    """A row: a list, or a tensor of one row or of a batch of one."""
+    found = torch.as_tensor(values)
+    if found.ndim == 2 and len(found) == 1:
+        found = found[0]
+    if found.ndim != 1 or found.is_floating_point():
+        raise ValueError(f"expected a row of whole numbers, got the shape {tuple(found.shape)} of {found.dtype}")
+    return found.to(torch.int64)
+
+
+def _each(ask: Callable[[Inputs, int, list[dict[str, Any]]], Row], inputs: Inputs) -> Outputs:
+    """Conversation by conversation. One that the function leaves out, by None or by no tokens, is not in the batch."""
+    rows, untouched = [], []
+    for sample in range(len(inputs.conversations)):
+        given = messages(inputs, sample)
+        before = copy.deepcopy(given)
+        found = ask(inputs, sample, given)
+        untouched.append(given == before)
+        if found is not None and len(_flat(found["input_ids"])):
+            rows.append({name: found[name] for name in ("input_ids", "labels")})
+    return {**stacked(rows, inputs.side), "untouched": torch.tensor(untouched)}
+
+
+def _messages(function: Callable[..., Any], inputs: Inputs, **more: Any) -> Outputs:
+    return _each(lambda own, _sample, given: function(given, own.processor().tokenizer, **more), inputs)
+
+
+def _sample(function: Callable[..., Any], inputs: Inputs) -> Outputs:
+    return _each(lambda own, _sample, given: function(given, own.processor()), inputs)
+
+
+def _mask(function: Callable[..., Any], inputs: Inputs) -> Outputs:
+    def ask(own: Inputs, sample: int, given: list[dict[str, Any]]) -> Row:
+        processor = own.processor()
+        text = processor.apply_chat_template(given, tokenize=False)
+        ids = torch.tensor(encoder(own, sample, processor)(text)["input_ids"][0])
+        return {"input_ids": ids.clone(), "labels": function(ids, processor.tokenizer)}
+
+    return _each(ask, inputs)
+
+
+def _collator(function: Callable[..., Any], inputs: Inputs, **more: Any) -> Outputs:
+    several = range(len(inputs.conversations))
+    examples = [{"messages": messages(inputs, sample), "images": pictures(inputs, sample)} for sample in several]
+    before = copy.deepcopy(examples)
+    batch = function(examples, inputs.processor(), **more)
+    found = {name: torch.as_tensor(batch[name]) for name in ("input_ids", "labels", "attention_mask")}
+    return {**found, "untouched": torch.tensor([now == then for now, then in zip(examples, before, strict=True)])}
+
+
+def _all(*reasons: Callable[[Inputs], str | None]) -> Callable[[Inputs], str | None]:
+    """The first reason that there is."""
+    return lambda inputs: next((found for reason in reasons if (found := reason(inputs))), None)
+
+
+def _text_only(inputs: Inputs) -> str | None:
+    return "the form is for text without images" if inputs.pictured else None
+
+
+def _assistants(inputs: Inputs) -> str | None:
+    return None if inputs.train == "assistant" else "the form has no choice of what is trained"
+
+
+def _untyped(inputs: Inputs) -> str | None:
+    typed = any(word in inputs.texts for word in _PLACEHOLDERS)
+    return "a processor refuses a placeholder that is typed" if typed else None
+
+
+def _legible(inputs: Inputs) -> str | None:
+    """Ids alone do not tell a marker that somebody typed from the template's."""
+    typed = next((marker for marker in (inputs.style.opening, inputs.style.end_of_turn) if marker in inputs.texts), "")
+    return f"ids do not tell a {typed} that somebody typed from the template's" if typed else None
+
+
+_ASSISTANT = {"train": "assistant"}
+_OWN = (
+    Form(
+        name="assay",
+        summary="label(messages, tokenizer, *, end_of_turn, train, placeholders, straddling, encode) -> a record with "
+        "input_ids and labels",
+        parameters=("messages", "tokenizer", "end_of_turn", "train"),
+        call=by_reference,
+    ),
+    Form(
+        name="messages",
+        summary="function(messages, tokenizer) -> {input_ids, labels} of one conversation: the assistant's turns",
+        parameters=("messages", "tokenizer"),
+        call=_messages,
+        accepts=_all(_assistants, _text_only),
+        fixes=_ASSISTANT,
+    ),
+    Form(
+        name="messages-train",
+        summary="function(messages, tokenizer, train) -> the same; train is 'assistant', 'last' or 'all'",
+        parameters=("messages", "tokenizer", "train"),
+        call=lambda function, inputs: _messages(function, inputs, train=inputs.train),
+        accepts=_text_only,
+    ),
+    Form(
+        name="sample",
+        summary="function(messages, processor) -> {input_ids, labels} of one conversation with images",
+        parameters=("messages", "processor"),
+        call=_sample,
+        accepts=_all(_assistants, _untyped),
+        fixes=_ASSISTANT,
+    ),
+    Form(
+        name="collator",
+        summary="function(examples, processor) -> padded {input_ids, labels, attention_mask}; an example has messages "
+        "and images",
+        parameters=("examples", "processor"),
+        call=_collator,
+        accepts=_all(_assistants, _untyped),
+        fixes=_ASSISTANT,
+    ),
+    Form(
+        name="collator-train",
+        summary="function(examples, processor, train) -> the same; train is 'assistant', 'last' or 'all'",
+        parameters=("examples", "processor", "train"),
+        call=lambda function, inputs: _collator(function, inputs, train=inputs.train),
+        accepts=_untyped,
+    ),
+    Form(
+        name="mask",
+        summary="function(input_ids, tokenizer) -> labels [S] of one conversation, found by Qwen's role markers",
+        parameters=("input_ids", "tokenizer"),
+        call=_mask,
+        accepts=_all(_assistants, _legible),
+        fixes={**_ASSISTANT, **CHATML},
+    ),
+)
+
+
+def _chatml(form: Form) -> Form:
+    """The form for functions that have Qwen's markers written into them. By name only: its signature is the same."""
+    return dataclasses.replace(
+        form, name=f"{form.name}-chatml", summary=f"as {form.name}, with Qwen's template and no other", parameters=(),
+        fixes={**form.fixes, **CHATML},
+    )  # fmt: skip
+
+
+FORMS = (*_OWN, *(_chatml(form) for form in _OWN if form.name in {"messages", "sample", "collator"}))
+

@@ -1,0 +1,182 @@
+"""Reads an answer back: which characters of a conversation its tokens hold, and which of them are trained.
+
+All is counted in bytes, since a token may hold a part of a letter. A token that stands for an image holds none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from assay.audits.components.label_mask import label_forms, templates, vocabularies
+from assay.audits.components.label_mask.labels import Inputs
+from assay.audits.terms import Outputs
+from assay.reference import label_mask
+
+PLACEHOLDERS = (templates.IMAGE, templates.VIDEO)
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One token of an answer: its place in the batch, the bytes it holds (None for a placeholder), its label."""
+
+    sample: int
+    place: int
+    token: int
+    span: Span | None
+    label: int
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is trained on."""
+        return self.label != label_mask.IGNORE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """A conversation as rendered: its bytes, the spans that are to be trained, and the terminators within them."""
+
+    text: bytes
+    spans: tuple[Span, ...]
+    stops: tuple[Span, ...]
+
+    def share(self, span: Span, among: Sequence[Span]) -> float:
+        """The part of a span that lies in some others."""
+        held = sum(max(0, min(span[1], last) - max(span[0], first)) for first, last in among)
+        return held / max(1, span[1] - span[0])
+
+
+class Illegible(ValueError):
+    """The ids are not the conversation's: the message says from where on."""
+
+
+def expected(inputs: Inputs, sample: int) -> Expected:
+    """What is to be trained on of a conversation, by the specification."""
+    own = inputs.of(sample)
+    named = tuple((turn.role, turn.text, len(turn.images), turn.late) for turn in own.conversations[0])
+    return _expected(_Key(inputs=own, key=(named, inputs.template, inputs.train, inputs.parts)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Key:
+    """Inputs by what a rendering depends on: images have no hash, and a rendering does not depend on them."""
+
+    inputs: Inputs
+    key: tuple[Any, ...]
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.key == other.key
+
+
+@lru_cache(maxsize=512)
+def _expected(key: _Key) -> Expected:
+    inputs = key.inputs
+    inputs = inputs if inputs.vocabulary == "small" else _with_small(inputs)
+    given = label_forms.messages(inputs, 0)
+    end = inputs.style.end_of_turn
+    text, spans = label_mask.trained_spans(given, inputs.processor(), end_of_turn=end, train=_policy(inputs.train))
+    stops = () if inputs.train == "all" else tuple((last - len(end), last) for _, last in spans)
+
+    def octets(span: Span) -> Span:
+        return len(text[: span[0]].encode()), len(text[: span[1]].encode())
+
+    return Expected(text=text.encode(), spans=tuple(map(octets, spans)), stops=tuple(map(octets, stops)))
+
+
+def _policy(train: str) -> label_mask.Train:
+    return "last" if train == "last" else "all" if train == "all" else "assistant"
+
+
+def _with_small(inputs: Inputs) -> Inputs:
+    """A rendering does not depend on the vocabulary."""
+    return dataclasses.replace(inputs, vocabulary="small")
+
+
+def read(inputs: Inputs, outputs: Outputs) -> tuple[tuple[Piece, ...], ...]:
+    """The real tokens of each conversation. :class:`Illegible` where they do not spell it."""
+    ids, labels, mask = (outputs[name] for name in ("input_ids", "labels", "attention_mask"))
+    if len(ids) != len(inputs.conversations) or ids.shape != labels.shape or ids.shape != mask.shape:
+        shapes = ", ".join(f"{name} {tuple(outputs[name].shape)}" for name in ("input_ids", "labels", "attention_mask"))
+        raise Illegible(f"{len(inputs.conversations)} conversations gave {shapes}")
+    found = []
+    for sample in range(len(ids)):
+        places = mask[sample].bool().nonzero().flatten().tolist()
+        tokens = ids[sample].tolist()
+        spans = _spelled([tokens[place] for place in places], expected(inputs, sample).text, inputs, sample)
+        found.append(tuple(
+            Piece(sample=sample, place=place, token=tokens[place], span=span, label=int(labels[sample, place]))
+            for place, span in zip(places, spans, strict=True)
+        ))  # fmt: skip
+    return tuple(found)
+
+
+def _spelled(ids: Sequence[int], text: bytes, inputs: Inputs, sample: int) -> Iterator[Span | None]:
+    """The bytes of the rendering that each id holds; a run of placeholders stands for any other run of them."""
+    words = spellings(inputs.vocabulary)
+    hidden = {word.encode() for word in PLACEHOLDERS}
+    at, before = 0, False
+    for place, token in enumerate(ids):
+        word = words.get(token)
+        if word in hidden:
+            if not before:
+                at, start = _past(text, at, hidden), at
+                if at == start:
+                    raise Illegible(_differs(sample, place, word or b"", text, at))
+            before = True
+            yield None
+            continue
+        before = False
+        if word is None or not text.startswith(word, at):
+            raise Illegible(_differs(sample, place, word or f"id {token}".encode(), text, at))
+        yield at, at + len(word)
+        at += len(word)
+    if text[at:].strip():  # what stands after the last turn's terminator may be left off
+        raise Illegible(f"conversation {sample}: the ids end before {shown(text[at : at + 40])}")
+
+
+def _past(text: bytes, at: int, hidden: set[bytes]) -> int:
+    while found := next((word for word in hidden if text.startswith(word, at)), b""):
+        at += len(found)
+    return at
+
+
+def _differs(sample: int, place: int, word: bytes, text: bytes, at: int) -> str:
+    return f"conversation {sample}: token {place} spells {shown(word)} where it has {shown(text[at : at + 24])}"
+
+
+def shown(text: bytes) -> str:
+    """Bytes as quoted text of a bounded length."""
+    words = text.decode(errors="replace")
+    return repr(words if len(words) <= 80 else f"{words[:38]} ... {words[-38:]}")
+
+
+@lru_cache(maxsize=4)
+def spellings(vocabulary: str) -> dict[int, bytes]:
+    """The bytes that each id of a vocabulary stands for."""
+    made = vocabularies.backend(vocabulary)
+    special = {token: word.content for token, word in made.get_added_tokens_decoder().items()}
+    octet = {letter: byte for byte, letter in vocabularies.byte_letters().items()}
+    return {
+        token: special[token].encode() if token in special else bytes(map(octet.__getitem__, word))
+        for word, token in made.get_vocab(with_added_tokens=True).items()
+    }
+
+
+def trained_runs(pieces: Sequence[Piece], text: bytes) -> tuple[bytes, ...]:
+    """What is trained on, run by run, as bytes. Placeholders among them are left out."""
+    runs: list[list[bytes]] = []
+    last = None
+    for piece in pieces:
+        if piece.trained and piece.span is not None:
+            if last is None or piece.place != last + 1:
+                runs.append([])
+            runs[-1].append(text[slice(*piece.span)])
+            last = piece.place
+    return tuple(b"".join(run) for run in runs)

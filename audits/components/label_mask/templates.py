@@ -1,0 +1,101 @@
+"""Chat templates in the styles that models come with, and the special tokens that they write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
+VISION = ("<|vision_start|>", "<|vision_end|>")
+PAD = "<|pad|>"
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", *VISION, "<|vision_pad|>", IMAGE, VIDEO, "<start_of_turn>",
+    "<end_of_turn>", PAD,
+)  # fmt: skip
+"""In the order of Qwen's own ids, so that the real vocabulary gives them the ids of the published models."""
+
+_BODY = (
+    "{%- macro body(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}{%- for part in content -%}"
+    "{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>"
+    "{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>"
+    "{%- else -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+)
+_DEFAULT = (
+    "{%- if messages[0].role != 'system' -%}"
+    "{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}{%- endif -%}"
+)
+_TOOL = (
+    "{%- if message.role == 'tool' -%}"
+    "{{- '<|im_start|>user\n<tool_response>\n' -}}{{- body(message.content) -}}"
+    "{{- '\n</tool_response><|im_end|>\n' -}}"
+)
+_TURN = "{{- '<|im_start|>' ~ message.role ~ '\n' -}}{{- body(message.content) -}}{{- '<|im_end|>\n' -}}"
+_PROMPT = "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+_EACH, _END = "{%- for message in messages -%}", "{%- endif -%}{%- endfor -%}"
+_MARKED = (
+    "{%- elif message.role == 'assistant' -%}{{- '<|im_start|>assistant\n' -}}"
+    "{%- generation -%}{{- body(message.content) -}}{{- '<|im_end|>' -}}{%- endgeneration -%}{{- '\n' -}}"
+)
+_THOUGHTLESS = (
+    "{%- set state = namespace(last=-1) -%}{%- for message in messages -%}"
+    "{%- if message.role == 'user' -%}{%- set state.last = loop.index0 -%}{%- endif -%}{%- endfor -%}"
+)
+_ANSWER = (
+    "{%- elif message.role == 'assistant' -%}{%- set text = body(message.content) -%}"
+    "{%- if '</think>' in text and loop.index0 < state.last -%}"
+    "{%- set text = text.split('</think>')[-1].lstrip('\n') -%}{%- endif -%}"
+    "{{- '<|im_start|>assistant\n' -}}{{- text -}}{{- '<|im_end|>\n' -}}"
+)
+_GEMMA = (
+    "{%- set lead = body(messages[0].content) ~ '\n\n' if messages[0].role == 'system' else '' -%}"
+    "{%- set first = 1 if lead else 0 -%}"
+    "{%- for message in messages -%}{%- if message.role != 'system' -%}"
+    "{{- '<start_of_turn>' ~ ('model' if message.role == 'assistant' else 'user') ~ '\n' -}}"
+    "{{- lead if loop.index0 == first else '' -}}{{- body(message.content) | trim -}}{{- '<end_of_turn>\n' -}}"
+    "{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}"
+)
+_PLAIN = (
+    "{%- for message in messages -%}{%- if message.role == 'assistant' -%}"
+    "{{- '### Assistant:\n' -}}{{- body(message.content) -}}{{- '<|endoftext|>\n\n' -}}{%- else -%}"
+    "{{- '### ' ~ message.role | capitalize ~ ':\n' -}}{{- body(message.content) -}}{{- '\n\n' -}}"
+    "{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}{{- '### Assistant:\n' -}}{%- endif -%}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """``source`` in Jinja; ``end_of_turn`` is what closes the assistant's turn, ``eos`` the tokenizer's end of text.
+
+    ``marked``: the assistant's text stands in ``{% generation %}``. ``thoughts``: those of earlier turns are left out.
+    ``header``: what opens the assistant's turn, ``opening`` what opens any.
+    """
+
+    source: str
+    end_of_turn: str = "<|im_end|>"
+    eos: str = "<|im_end|>"
+    marked: bool = False
+    thoughts: bool = False
+    header: str = "<|im_start|>assistant\n"
+    opening: str = "<|im_start|>"
+
+
+TEMPLATES = {
+    "qwen2_5": Template(source=_BODY + _DEFAULT + _EACH + _TOOL + "{%- else -%}" + _TURN + _END + _PROMPT),
+    "generation": Template(
+        source=_BODY + _DEFAULT + _EACH + _TOOL + _MARKED + "{%- else -%}" + _TURN + _END + _PROMPT, marked=True
+    ),
+    "qwen3": Template(
+        source=_BODY + _THOUGHTLESS + _EACH + _TOOL + _ANSWER + "{%- else -%}" + _TURN + _END + _PROMPT, thoughts=True
+    ),
+    "gemma": Template(
+        source=_BODY + _GEMMA, end_of_turn="<end_of_turn>", eos="<|endoftext|>", header="<start_of_turn>model\n",
+        opening="<start_of_turn>",
+    ),
+    "plain": Template(
+        source=_BODY + _PLAIN, end_of_turn="<|endoftext|>", eos="<|endoftext|>", header="### Assistant:\n",
+        opening="### ",
+    ),
+}  # fmt: skip
+"""Qwen's with a default system prompt; the same with the assistant's text marked; one that leaves out the thoughts of
+earlier turns; Gemma's, whose end of turn is not its end of text; and one without special tokens but that at the end."""

@@ -188,7 +188,7 @@ def _plain_tensor(name: str, value: Tensor) -> Tensor:
 
 
 def tensors(record: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a record's fields, by name, those in its tuples and mappings included."""
+    """The tensors of a record's fields, by name, those in its tuples, mappings and records included."""
     for field in dataclasses.fields(record):
         yield from _tensors_in(field.name, getattr(record, field.name))
 
@@ -202,6 +202,9 @@ def _tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, (tuple, list)):
         for position, item in enumerate(value):
             yield from _tensors_in(f"{name}.{position}", item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _tensors_in(f"{name}.{field.name}", getattr(value, field.name))
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,9 @@ def _prompt(sketch: Sketch, draw: random.Random, later: str) -> str:
 def _flavoured(sketch: Sketch, text: str, draw: random.Random) -> str:
     changes: dict[str, Callable[[str], str]] = {
         "long": lambda x: f"{x} {' '.join(draw.choices(SENTENCES, k=9))}",
-        "wide": lambda x: f"{x} \u732b\u306f\u30c6\u30fc\u30d6\u30eb\u306e\u4e0a \U0001f408\u200d\u2b1b cafe\u0301 \u00df",
+        "wide": lambda x: (
+            f"{x} \u732b\u306f\u30c6\u30fc\u30d6\u30eb\u306e\u4e0a \U0001f408\u200d\u2b1b cafe\u0301 \u00df"
+        ),
         "roles": lambda x: f"{x} {ALIKE} {x}",
         "marked": lambda x: f"{x}{MARKED}{x}",
         "placeholder": lambda x: f"{x} <|image_pad|> is what stands for a picture",

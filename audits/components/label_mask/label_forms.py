@@ -53,14 +53,13 @@ def encoder(inputs: Inputs, sample: int, processor: Any) -> Callable[[str], Mapp
 
 def by_reference(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     """The signature of ``assay.reference.label_mask.label``."""
-    rows = []
+    rows, processor = [], inputs.processor()
     for sample in range(len(inputs.conversations)):
-        processor = inputs.processor()
         given = messages(inputs, sample)
         before = copy.deepcopy(given)
         found = function(
             given, processor, end_of_turn=inputs.style.end_of_turn, train=inputs.train, straddling="train",
-            placeholders={name: processor.tokenizer.convert_tokens_to_ids(name) for name in _PLACEHOLDERS},
+            placeholders={name: processor.tokenizer.convert_tokens_to_ids(name) for name in PLACEHOLDERS},
             encode=encoder(inputs, sample, processor),
         )  # fmt: skip
         rows.append({
@@ -69,7 +68,8 @@ def by_reference(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     return stacked(rows, inputs.side)
 
 
-_PLACEHOLDERS = (templates.IMAGE, templates.VIDEO)
+PLACEHOLDERS = (templates.IMAGE, templates.VIDEO)
+"""What stands for an image or a video, and is never trained."""
 
 
 def stacked(rows: Sequence[Row], side: str) -> Outputs:
@@ -108,13 +108,13 @@ def _flat(values: Any) -> Tensor:
     return found.to(torch.int64)
 
 
-def _each(ask: Callable[[Inputs, int, list[dict[str, Any]]], Row], inputs: Inputs) -> Outputs:
+def _each(ask: Callable[[Any, int, list[dict[str, Any]]], Row], inputs: Inputs) -> Outputs:
     """Conversation by conversation. One that the function leaves out, by None or by no tokens, is not in the batch."""
-    rows, untouched = [], []
+    rows, untouched, processor = [], [], inputs.processor()
     for sample in range(len(inputs.conversations)):
         given = messages(inputs, sample)
         before = copy.deepcopy(given)
-        found = ask(inputs, sample, given)
+        found = ask(processor, sample, given)
         untouched.append(given == before)
         if found is not None and len(_flat(found["input_ids"])):
             rows.append({name: found[name] for name in ("input_ids", "labels")})
@@ -122,18 +122,17 @@ def _each(ask: Callable[[Inputs, int, list[dict[str, Any]]], Row], inputs: Input
 
 
 def _messages(function: Callable[..., Any], inputs: Inputs, **more: Any) -> Outputs:
-    return _each(lambda own, _sample, given: function(given, own.processor().tokenizer, **more), inputs)
+    return _each(lambda processor, _sample, given: function(given, processor.tokenizer, **more), inputs)
 
 
 def _sample(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    return _each(lambda own, _sample, given: function(given, own.processor()), inputs)
+    return _each(lambda processor, _sample, given: function(given, processor), inputs)
 
 
 def _mask(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    def ask(own: Inputs, sample: int, given: list[dict[str, Any]]) -> Row:
-        processor = own.processor()
+    def ask(processor: Any, sample: int, given: list[dict[str, Any]]) -> Row:
         text = processor.apply_chat_template(given, tokenize=False)
-        ids = torch.tensor(encoder(own, sample, processor)(text)["input_ids"][0])
+        ids = torch.tensor(encoder(inputs, sample, processor)(text)["input_ids"][0])
         return {"input_ids": ids.clone(), "labels": function(ids, processor.tokenizer)}
 
     return _each(ask, inputs)
@@ -162,7 +161,7 @@ def _assistants(inputs: Inputs) -> str | None:
 
 
 def _untyped(inputs: Inputs) -> str | None:
-    typed = any(word in inputs.texts for word in _PLACEHOLDERS)
+    typed = any(word in inputs.texts for word in PLACEHOLDERS)
     return "a processor refuses a placeholder that is typed" if typed else None
 
 
@@ -240,4 +239,3 @@ def _chatml(form: Form) -> Form:
 
 
 FORMS = (*_OWN, *(_chatml(form) for form in _OWN if form.name in {"messages", "sample", "collator"}))
-

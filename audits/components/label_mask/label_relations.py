@@ -13,23 +13,37 @@ from assay.audits.components.label_mask.conversations import Turn
 from assay.audits.components.label_mask.label_laws import pieces
 from assay.audits.components.label_mask.labels import NAME, Inputs
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Inexpressible, Law, Operation
+from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 
 Runs = tuple[bytes, ...]
 Turns = tuple[Turn, ...]
 
 
 def _runs(trial: Trial, inputs: Inputs) -> tuple[Runs, ...]:
-    """What is trained of each conversation, run by run; asked once of the same inputs.
+    """What is trained of each conversation, run by run.
 
     :class:`Inexpressible` where byte pairs merge over the border of an answer: what becomes of such a token is free.
     """
-    own = inputs is trial.inputs
-    outputs = trial.outcome.values if own else trial.run(inputs)
+    if inputs is trial.inputs:
+        own: tuple[Runs, ...] | str = trial.once("runs", lambda: _or_reason(inputs, trial.outcome.values))
+        if isinstance(own, str):
+            raise Inexpressible(own)
+        return own
+    return _read_runs(inputs, trial.run(inputs))
+
+
+def _or_reason(inputs: Inputs, outputs: Outputs) -> tuple[Runs, ...] | str:
+    try:
+        return _read_runs(inputs, outputs)
+    except Inexpressible as reason:
+        return str(reason)
+
+
+def _read_runs(inputs: Inputs, outputs: Outputs) -> tuple[Runs, ...]:
     found = []
     for sample, row in enumerate(pieces(inputs, outputs)):
         whole = reading.expected(inputs, sample)
-        if any(piece.span and 0 < whole.share(piece.span, whole.spans) < 1 for piece in row):
+        if any(whole.divided(piece.span) for piece in row if piece.span):
             raise Inexpressible("byte pairs merge over the border of an answer")
         found.append(reading.trained_runs(row, whole.text))
     return tuple(found)
@@ -56,8 +70,8 @@ def _asked(turns: Turns) -> int:
 
 
 def _unchanged(trial: Trial, what: str, changed: Inputs) -> Iterator[Evidence]:
-    before, after = _runs(trial, trial.inputs), _runs(trial, changed)
-    for sample, (own, other) in enumerate(zip(before, after, strict=True)):
+    before = _runs(trial, trial.inputs)
+    for sample, (own, other) in enumerate(zip(before, _runs(trial, changed), strict=True)):
         yield from _same(what, other, own, sample)
 
 
@@ -118,7 +132,8 @@ def earlier(trial: Trial) -> Iterator[Evidence]:
         return (*turns[:place], *exchange, *turns[place:])
 
     changed = _mapped(trial.inputs, after_one)
-    before, after = _runs(trial, trial.inputs), _runs(trial, changed)
+    before = _runs(trial, trial.inputs)
+    after = _runs(trial, changed)
     for sample, (own, other) in enumerate(zip(before, after, strict=True)):
         yield from _same("an earlier exchange", other[len(other) - len(own) :], own, sample)
 
@@ -132,7 +147,8 @@ def later(trial: Trial) -> Iterator[Evidence]:
     """
     exchange = (Turn(role="user", text="Is it raining?"), Turn(role="assistant", text="No, the sun is out."))
     changed = _mapped(trial.inputs, lambda turns: (*turns, *exchange))
-    before, after = _runs(trial, trial.inputs), _runs(trial, changed)
+    before = _runs(trial, trial.inputs)
+    after = _runs(trial, changed)
     ending = f"No, the sun is out.{trial.inputs.style.end_of_turn}".encode()
     for sample, (own, other) in enumerate(zip(before, after, strict=True)):
         yield from _same("a later exchange", other, (*own, ending), sample)
@@ -227,7 +243,10 @@ def policies(trial: Trial) -> Iterator[Evidence]:
     Example: all answers, whichever was asked for.
     """
     inputs: Inputs = trial.inputs
-    found = {train: _runs(trial, dataclasses.replace(inputs, train=train)) for train in labels.POLICIES}
+    found = {
+        train: _runs(trial, inputs if train == inputs.train else dataclasses.replace(inputs, train=train))
+        for train in labels.POLICIES
+    }
     for sample, turns in enumerate(inputs.conversations):
         last, each, every = (found[train][sample] for train in ("last", "assistant", "all"))
         several = sum(turn.role == "assistant" for turn in turns) > 1

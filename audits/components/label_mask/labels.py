@@ -18,6 +18,7 @@ from assay.audits.components.label_mask import conversations, label_forms, proce
 from assay.audits.components.label_mask.conversations import Conversations, Turn
 from assay.audits.fields import Count, one_of
 from assay.audits.terms import Operation, Outputs, Relations
+from assay.reference import label_mask
 
 NAME = "label_mask.labels"
 POLICIES = ("assistant", "last", "all")
@@ -115,16 +116,17 @@ def supports(case: Case) -> str | None:
     typed = any("placeholder" in sketch.flavours for turns in every for sketch in turns)
     if typed and any(sketch.images for turns in every for sketch in turns):
         return "a processor takes a placeholder that is typed for one of its images"
-    if any(turns[0].role == "assistant" for turns in every) and case.template in {"gemma", "plain"}:
+    if case.template not in _THOUGHTLESS:
         return None
-    tool_thoughts = templates.TEMPLATES[case.template].thoughts and any("t" == word[0] for t in case.samples for word in t.split())
-    return "the template leaves out thoughts before tools or not, by what comes later" if tool_thoughts else None
+    tools = any(sketch.role == "tool" for turns in every for sketch in turns)
+    return "the template leaves out thoughts before tools or not, by what comes later" if tools else None
+
+
+_THOUGHTLESS = frozenset(name for name, template in templates.TEMPLATES.items() if template.thoughts)
 
 
 def reference(inputs: Inputs) -> Outputs:
     """The specification."""
-    from assay.reference import label_mask
-
     return label_forms.by_reference(label_mask.label, inputs)
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from assay.audits.components.label_mask import label_laws, label_relations
+from assay.audits.components.label_mask import collate_laws, label_laws, label_relations, truncate_laws
 
-LAWS = (*label_laws.LAWS, *label_relations.LAWS)
+LAWS = (*label_laws.LAWS, *label_relations.LAWS, *truncate_laws.LAWS, *collate_laws.LAWS)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from assay.audits.components.label_mask import labels
+from typing import Any
 
-OPERATIONS = (labels.OPERATION,)
-CANDIDATES = (labels.REFERENCE,)
+from assay.audits.components.label_mask import collate, labels, truncate, upstream
+
+_ROOMS: tuple[Any, ...] = (labels, truncate, collate)
+
+OPERATIONS = tuple(room.OPERATION for room in _ROOMS)
+CANDIDATES = (*(room.REFERENCE for room in _ROOMS), *upstream.CANDIDATES)

@@ -43,7 +43,9 @@ def processor(vocabulary: str, template: str, *, pad: str = "own", side: str = "
     from transformers import Qwen2_5_VLProcessor
 
     untyped: Any = Qwen2_5_VLProcessor
-    lenient = type(untyped.__name__, (untyped,), {"check_argument_for_proper_class": lambda _self, _name, part: type(part)})
+    lenient = type(
+        untyped.__name__, (untyped,), {"check_argument_for_proper_class": lambda _self, _name, part: type(part)}
+    )
     inner = tokenizer(vocabulary, template, pad=pad, side=side)
     return lenient(image_processor=_image_processor(), tokenizer=inner, chat_template=inner.chat_template)
 

@@ -45,9 +45,18 @@ class Expected:
     stops: tuple[Span, ...]
 
     def share(self, span: Span, among: Sequence[Span]) -> float:
-        """The part of a span that lies in some others."""
-        held = sum(max(0, min(span[1], last) - max(span[0], first)) for first, last in among)
-        return held / max(1, span[1] - span[0])
+        """The part of a span that lies in some others, which do not overlap and are in order."""
+        start, stop = span
+        held = 0
+        for first, last in among:
+            if first >= stop:
+                break
+            held += max(0, min(stop, last) - max(start, first))
+        return held / max(1, stop - start)
+
+    def divided(self, span: Span) -> bool:
+        """Whether the border of what is to be trained falls into a span."""
+        return any(span[0] < edge < span[1] for own in self.spans for edge in own)
 
 
 class Illegible(ValueError):
@@ -102,16 +111,17 @@ def _with_small(inputs: Inputs) -> Inputs:
 def read(inputs: Inputs, outputs: Outputs) -> tuple[tuple[Piece, ...], ...]:
     """The real tokens of each conversation. :class:`Illegible` where they do not spell it."""
     ids, labels, mask = (outputs[name] for name in ("input_ids", "labels", "attention_mask"))
-    if len(ids) != len(inputs.conversations) or ids.shape != labels.shape or ids.shape != mask.shape:
+    many = len(inputs.conversations)
+    if len(ids) != many or ids.shape != labels.shape or ids.shape != mask.shape:
         shapes = ", ".join(f"{name} {tuple(outputs[name].shape)}" for name in ("input_ids", "labels", "attention_mask"))
-        raise Illegible(f"{len(inputs.conversations)} conversations gave {shapes}")
+        raise Illegible(f"{many} conversations gave {shapes}")
     found = []
     for sample in range(len(ids)):
         places = mask[sample].bool().nonzero().flatten().tolist()
-        tokens = ids[sample].tolist()
+        tokens, own = ids[sample].tolist(), labels[sample].tolist()
         spans = _spelled([tokens[place] for place in places], expected(inputs, sample).text, inputs, sample)
         found.append(tuple(
-            Piece(sample=sample, place=place, token=tokens[place], span=span, label=int(labels[sample, place]))
+            Piece(sample=sample, place=place, token=tokens[place], span=span, label=own[place])
             for place, span in zip(places, spans, strict=True)
         ))  # fmt: skip
     return tuple(found)

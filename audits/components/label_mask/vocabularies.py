@@ -1,10 +1,11 @@
-"""Byte-pair vocabularies without a hub: small ones trained on the spot, and a real one where its package is installed."""
+"""Byte-pair vocabularies without a hub: small ones trained on the spot, and a real one if its package is installed."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import importlib.util
+import itertools
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """The two tokens that merge into one: what pairs of a lower rank make of its bytes."""
     parts = [token[place : place + 1] for place in range(len(token))]
     while len(parts) > 2:
-        pairs = [ranks.get(first + second, len(ranks)) for first, second in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(first + second, len(ranks)) for first, second in itertools.pairwise(parts)]
         place = pairs.index(min(pairs))
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
     return parts

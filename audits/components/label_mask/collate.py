@@ -128,9 +128,9 @@ def reference(inputs: Inputs) -> Outputs:
 
 def _tensors(batch: Any) -> Outputs:
     """Keys of a mapping, or fields of a record, that are known here."""
-    get = batch.get if isinstance(batch, Mapping) else lambda name: getattr(batch, name, None)
     names = ("input_ids", "labels", "attention_mask", "token_types", "spans")
-    return {name: torch.as_tensor(value) for name in names if (value := get(name)) is not None}
+    found = {name: batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None) for name in names}
+    return {name: torch.as_tensor(value) for name, value in found.items() if value is not None}
 
 
 def _assay(function: Callable[..., Any], inputs: Inputs) -> Outputs:

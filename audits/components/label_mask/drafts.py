@@ -111,15 +111,28 @@ def find(ids: Sequence[int], wanted: Sequence[int], start: int = 0) -> int:
     return next((place for place in several if list(ids[place : place + len(wanted)]) == list(wanted)), -1)
 
 
-def each(inputs: Inputs, wrong: Callable[[Draft], Labels | tuple[list[int], Labels]]) -> Outputs:
+Made = Labels | tuple[list[int], Labels]
+"""Labels, or ids and labels."""
+
+
+def silently(draft: Draft) -> Made:
+    """A conversation without any answer goes through with labels that are all ignored."""
+    ids = draft.encoded(draft.rendered(len(draft.messages)))
+    return ids, [IGNORE] * len(ids)
+
+
+def each(inputs: Inputs, wrong: Callable[[Draft], Made], untold: Callable[[Draft], Made] | None = None) -> Outputs:
     """A wrong step on each conversation. Where every character is asked for, the right answer, which has no steps.
 
-    ``wrong`` returns labels, or ids and labels.
+    ``untold`` is what becomes of a conversation without any answer; without it, that is the specification's error.
     """
     rows = []
     for sample in range(len(inputs.conversations)):
         draft = Draft(inputs.of(sample))
-        made = draft.labels if draft.everything else wrong(draft)
+        if untold and not draft.places:
+            made = untold(draft)
+        else:
+            made = draft.labels if draft.everything else wrong(draft)
         ids, labels = made if isinstance(made, tuple) else (draft.ids, made)
         rows.append({"input_ids": ids, "labels": labels})
     return label_forms.stacked(rows, inputs.side)

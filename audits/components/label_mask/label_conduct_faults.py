@@ -6,8 +6,7 @@ import dataclasses
 
 import torch
 
-from assay.audits.components.label_mask import label_forms
-from assay.audits.components.label_mask.drafts import Draft, Labels, each
+from assay.audits.components.label_mask.drafts import Draft, Labels, each, silently
 from assay.audits.components.label_mask.labels import NAME, Inputs, reference
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs
@@ -94,15 +93,7 @@ def nothing_to_train_goes_through(inputs: Inputs) -> Outputs:
 
     Effect: steps without a gradient, and a mean over no token that is not a number.
     """
-    rows = []
-    for sample in range(len(inputs.conversations)):
-        draft = Draft(inputs.of(sample))
-        if draft.places:
-            rows.append({"input_ids": draft.ids, "labels": draft.labels})
-        else:
-            ids = draft.encoded(draft.rendered(len(draft.messages)))
-            rows.append({"input_ids": ids, "labels": [IGNORE] * len(ids)})
-    return label_forms.stacked(rows, inputs.side)
+    return each(inputs, lambda draft: draft.labels, untold=silently)
 
 
 @fault(NAME, "mutates")

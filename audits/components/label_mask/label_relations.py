@@ -12,6 +12,7 @@ from assay.audits.components.label_mask import conversations, labels, reading
 from assay.audits.components.label_mask.conversations import Turn
 from assay.audits.components.label_mask.label_laws import pieces
 from assay.audits.components.label_mask.labels import NAME, Inputs
+from assay.audits.components.label_mask.templates import TEMPLATES
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 
@@ -266,7 +267,7 @@ def _assistants(_operation: Operation, case: Any) -> str | None:
 def _stable(_operation: Operation, case: Any) -> str | None:
     if case.train != "assistant":
         return "asked where every answer is trained"
-    thoughts = labels.templates.TEMPLATES[case.template].thoughts
+    thoughts = TEMPLATES[case.template].thoughts
     return "the template leaves out the thoughts of earlier turns" if thoughts else None
 
 

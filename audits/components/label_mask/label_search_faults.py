@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from assay.audits.components.label_mask import label_forms
-from assay.audits.components.label_mask.drafts import Draft, Labels, each, find
+from assay.audits.components.label_mask.drafts import Draft, Labels, each, find, silently
 from assay.audits.components.label_mask.labels import NAME, Inputs, reference
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs
@@ -129,23 +129,9 @@ def header_encoded_without_its_context(inputs: Inputs) -> Outputs:
 
     Effect: nothing is trained, and the loss is not a number or zero.
     """
-    several = []
-    for sample in range(len(inputs.conversations)):
-        own = inputs.of(sample)
-        told = any(turn.role == "assistant" for turn in own.conversations[0])
-        several.append(own if told else None)
-    rows = []
-    for sample, own in enumerate(several):
-        draft = Draft(own or inputs.of(sample))
-        if own is None:
-            ids = draft.encoded(draft.rendered(len(draft.messages)))
-            rows.append({"input_ids": ids, "labels": [IGNORE] * len(ids)})
-            continue
-        labels = (
-            draft.labels if draft.everything else _by_header(draft, draft.encoded(f"\n{draft.inputs.style.header}"))
-        )
-        rows.append({"input_ids": draft.ids, "labels": labels})
-    return label_forms.stacked(rows, inputs.side)
+    return each(
+        inputs, lambda draft: _by_header(draft, draft.encoded(f"\n{draft.inputs.style.header}")), untold=silently
+    )
 
 
 @fault(NAME, "stops", "pad_id", link="https://github.com/huggingface/transformers/issues/23530")

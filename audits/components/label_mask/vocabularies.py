@@ -78,7 +78,8 @@ def _real() -> Any:
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     letters = byte_letters()
     written = {token: "".join(map(letters.__getitem__, token)) for token in ranks}
-    merges = [tuple(written[half] for half in _halves(token, ranks)) for token in ranks if len(token) > 1]
+    halves = (_halves(token, ranks) for token in ranks if len(token) > 1)
+    merges = [(written[first], written[second]) for first, second in halves]
     made: Any = Tokenizer(models.BPE({written[token]: rank for token, rank in ranks.items()}, merges))
     split = pre_tokenizers.Split(Regex(_QWEN), behavior="isolated")
     made.pre_tokenizer = pre_tokenizers.Sequence(

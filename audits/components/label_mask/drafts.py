@@ -121,6 +121,10 @@ def silently(draft: Draft) -> Made:
     return ids, [IGNORE] * len(ids)
 
 
+def _asked(draft: Draft) -> Made:
+    return draft.labels
+
+
 def each(inputs: Inputs, wrong: Callable[[Draft], Made], untold: Callable[[Draft], Made] | None = None) -> Outputs:
     """A wrong step on each conversation. Where every character is asked for, the right answer, which has no steps.
 

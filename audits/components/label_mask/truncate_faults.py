@@ -111,6 +111,19 @@ def half_an_image_filled_from_elsewhere(inputs: Inputs) -> Outputs:
     return {"input_ids": ids[ids != IMAGE].clone(), "labels": labels[ids != IMAGE].clone()}
 
 
+@fault(NAME, "images", "parity")
+def cut_before_the_first_image(inputs: Inputs) -> Outputs:
+    """Where an image does not fit, all images are dropped, with the text between them.
+
+    Effect: a conversation about two images loses the one that fits, and its answers.
+    """
+    if not inputs.divides(inputs.max_length):
+        return reference(inputs)
+    first, last = inputs.pairs[0][0], inputs.pairs[-1][1]
+    left = slice(0, first) if inputs.side == "right" else slice(last, None)
+    return {"input_ids": inputs.input_ids[left].clone(), "labels": inputs.labels[left].clone()}
+
+
 @fault(NAME, "mutates")
 def labels_masked_in_place(inputs: Inputs) -> Outputs:
     """The labels that are cut off are masked in the memory of the data set.

@@ -85,6 +85,13 @@ def _whole(inputs: Inputs, length: int, outcome: Outcome) -> Iterator[Evidence]:
     if outcome.raised:
         return
     left = outcome.values["input_ids"].tolist()
+    edges = [edge for edge in inputs.pairs if edge[0] < inputs.cut(length) < edge[1]]
+    rest = edges[0][0] if inputs.side == "right" else len(inputs.input_ids) - edges[0][1]
+    if 0 < len(left) < rest:
+        yield Evidence(
+            where="input_ids", measured=f"{len(left)} tokens", limit=f"{rest}, up to the image that does not fit",
+            message=f"cut to {length} of {len(inputs.input_ids)} tokens, more than the image is dropped",
+        )  # fmt: skip
     kinds = {int(last) - int(first) - 2 for first, last in inputs.pairs}
     found = _counts(left)
     if not set(found) <= kinds or left.count(IMAGE) != sum(found):

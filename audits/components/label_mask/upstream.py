@@ -48,6 +48,13 @@ def language_modeling(features: Any, tokenizer: Any) -> Any:
     return _made(DataCollatorForLanguageModeling)(tokenizer, mlm=False)(rows)
 
 
+def language_modeling_with_labels(features: Any, tokenizer: Any) -> Any:
+    """The same on rows that have labels: of one length, since it does not pad them."""
+    from transformers import DataCollatorForLanguageModeling
+
+    return _made(DataCollatorForLanguageModeling)(tokenizer, mlm=False)(features)
+
+
 def assistant_masks(messages: Any, processor: Any) -> dict[str, Any]:
     """Labels by ``apply_chat_template(..., return_assistant_tokens_mask=True)``."""
     found = processor.apply_chat_template(
@@ -98,4 +105,5 @@ CANDIDATES = (
     _collator("token_classification"),
     _collator("default", form="stacking"),
     _collator("language_modeling", train="all"),
+    _collator("language_modeling_with_labels", form="stacking"),
 )

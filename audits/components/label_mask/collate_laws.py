@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from assay.audits.components.label_mask.collate import EMPTY, NAME, OPTIONAL, Inputs
 from assay.audits.laws.parity import exactly
-from assay.audits.laws.trial import Trial, answerable, refuse_inexpressible
+from assay.audits.laws.trial import Trial, answerable
 from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 from assay.reference.label_mask import IGNORE
 
@@ -155,8 +155,7 @@ def _dropped(trial: Trial, key: str, samples: tuple[int, ...]) -> Iterator[Evide
     )
     emptied = dataclasses.replace(inputs, examples=examples)
     lacking = dataclasses.replace(emptied, absent=tuple((sample, key) for sample in samples))
-    truth, outcome = trial.run(emptied), trial.subject.call(lacking)
-    refuse_inexpressible(outcome)
+    truth, outcome = trial.run(emptied), trial.attempt(lacking)
     message = f"without {key} in samples {list(samples)} of {len(inputs.examples)}"
     if outcome.raised:
         said = f"{outcome.raised.kind}: {outcome.raised.message}"[:200]
@@ -245,12 +244,15 @@ def _several(_operation: Operation, case: Any) -> str | None:
     return None if len(case.lengths) > 1 else "one sample has no neighbour"
 
 
-def _law(check: Callable[[Any], Iterator[Evidence]], applies: Any = None) -> Law:
-    more = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__ or "", **more)
-
-
 LAWS = (
-    _law(shaped), _law(conserved), _law(labels), _law(pads), _law(pad_id), _law(sides), _law(optional), _law(spans),
-    _law(neighbours, _several), _law(untouched),
-)  # fmt: skip
+    Law.of((NAME,), shaped),
+    Law.of((NAME,), conserved),
+    Law.of((NAME,), labels),
+    Law.of((NAME,), pads),
+    Law.of((NAME,), pad_id),
+    Law.of((NAME,), sides),
+    Law.of((NAME,), optional),
+    Law.of((NAME,), spans),
+    Law.of((NAME,), neighbours, _several),
+    Law.of((NAME,), untouched),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from assay.audits.components.label_mask import reading
 from assay.audits.components.label_mask.conversations import Turn
 from assay.audits.components.label_mask.labels import NAME, Inputs
 from assay.audits.components.label_mask.reading import Expected, Piece
-from assay.audits.laws.trial import Trial, refuse_inexpressible
+from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 from assay.reference.label_mask import IGNORE
 
@@ -178,8 +178,7 @@ def unnoticed(trial: Trial) -> Iterator[Evidence]:
     """
     inputs: Inputs = trial.inputs
     asked = (Turn(role="user", text="What do you see?"),)
-    outcome = trial.subject.call(dataclasses.replace(inputs, conversations=(inputs.conversations[0], asked)))
-    refuse_inexpressible(outcome)
+    outcome = trial.attempt(dataclasses.replace(inputs, conversations=(inputs.conversations[0], asked)))
     if outcome.raised or len(outcome.values["labels"]) < 2:
         return
     count = int((outcome.values["labels"][1] != IGNORE).sum())
@@ -235,12 +234,15 @@ def _assistants(_operation: Operation, case: Any) -> str | None:
     return "every character is trained" if case.train == "all" else None
 
 
-def _law(check: Callable[[Any], Iterator[Evidence]], applies: Any = None) -> Law:
-    more = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__ or "", **more)
-
-
 LAWS = (
-    _law(spelled), _law(kept), _law(answers), _law(prompts, _assistants), _law(stops, _assistants), _law(placeholders),
-    _law(pads), _law(unnoticed, _assistants), _law(untouched), _law(share),
-)  # fmt: skip
+    Law.of((NAME,), spelled),
+    Law.of((NAME,), kept),
+    Law.of((NAME,), answers),
+    Law.of((NAME,), prompts, _assistants),
+    Law.of((NAME,), stops, _assistants),
+    Law.of((NAME,), placeholders),
+    Law.of((NAME,), pads),
+    Law.of((NAME,), unnoticed, _assistants),
+    Law.of((NAME,), untouched),
+    Law.of((NAME,), share),
+)

@@ -275,13 +275,15 @@ def _batched(_operation: Operation, case: Any) -> str | None:
     return None if len(case.samples) > 1 else "one conversation has no neighbour"
 
 
-def _law(check: Callable[[Any], Iterator[Evidence]], applies: Any = None) -> Law:
-    more = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__ or "", **more)
-
-
 LAWS = (
-    _law(pictures, _assistants), _law(system, _assistants), _law(earlier, _assistants), _law(later, _stable),
-    _law(quoted, _assistants), _law(neighbours, _batched), _law(order, _batched), _law(sides, _batched), _law(pad_id),
-    _law(policies),
-)  # fmt: skip
+    Law.of((NAME,), pictures, _assistants),
+    Law.of((NAME,), system, _assistants),
+    Law.of((NAME,), earlier, _assistants),
+    Law.of((NAME,), later, _stable),
+    Law.of((NAME,), quoted, _assistants),
+    Law.of((NAME,), neighbours, _batched),
+    Law.of((NAME,), order, _batched),
+    Law.of((NAME,), sides, _batched),
+    Law.of((NAME,), pad_id),
+    Law.of((NAME,), policies),
+)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
 from assay.audits.components.label_mask.truncate import IMAGE, NAME, START, Inputs
 from assay.audits.laws.parity import exactly
-from assay.audits.laws.trial import Trial, refuse_inexpressible
+from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Inexpressible, Law, Outcome
 from assay.reference.label_mask import IGNORE
 
@@ -76,9 +75,7 @@ def images(trial: Trial) -> Iterator[Evidence]:
 
 
 def _asked(trial: Trial, length: int) -> Outcome:
-    outcome = trial.subject.call(dataclasses.replace(trial.inputs, max_length=length))
-    refuse_inexpressible(outcome)
-    return outcome
+    return trial.attempt(dataclasses.replace(trial.inputs, max_length=length))
 
 
 def _whole(inputs: Inputs, length: int, outcome: Outcome) -> Iterator[Evidence]:
@@ -136,8 +133,9 @@ def unnoticed(trial: Trial) -> Iterator[Evidence]:
     raise Inexpressible("every cut leaves something to train on")
 
 
-def _law(check: Callable[[Any], Iterator[Evidence]]) -> Law:
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__ or "")
-
-
-LAWS = (_law(together), _law(slices), _law(images), _law(unnoticed))
+LAWS = (
+    Law.of((NAME,), together),
+    Law.of((NAME,), slices),
+    Law.of((NAME,), images),
+    Law.of((NAME,), unnoticed),
+)

@@ -98,7 +98,7 @@ def _labels(name: str, *, form: str = "", said: str = "", costly: bool = False, 
 
 
 CANDIDATES = (
-    _labels("assistant_masks", form="sample", template="generation", parts=True),
+    _labels("assistant_masks", form="sample", costly=True, template="generation", parts=True),
     _labels("assistant_masks", form="sample", said="unmarked", costly=True, template="qwen2_5", parts=True),
     _labels("conversations_modeling", costly=True, train="all"),
     _collator("seq2seq"),

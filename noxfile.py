@@ -138,6 +138,17 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def ab(session: nox.Session) -> None:
+    """Train a tiny model under two patches and write curves, numbers and a page (10 minutes on two cores).
+
+    Without arguments: true 3-D positions against copied ones, into ``docs/``. With ``-- --a package.module:apply --b
+    package.module:apply``: two patches of yours, into ``ab-report/``; ``-- --help`` lists the rest.
+    """
+    install(session)
+    session.run("python", "-m", "assay.audits.ab", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Write the pages of laws, faults and families and the fault x law matrix from what they describe (3 minutes)."""
     install(session)

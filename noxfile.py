@@ -139,7 +139,7 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def ab(session: nox.Session) -> None:
-    """Train a tiny model under two patches and write curves, numbers and a page (10 minutes on two cores).
+    """Train a tiny model under two patches and write curves, numbers and a page.
 
     Without arguments: true 3-D positions against copied ones, into ``docs/``. With ``-- --a package.module:apply --b
     package.module:apply``: two patches of yours, into ``ab-report/``; ``-- --help`` lists the rest.

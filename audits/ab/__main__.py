@@ -67,7 +67,7 @@ def _asked(given: argparse.Namespace) -> tuple[list[Settings], range]:
 def _folder(given: argparse.Namespace) -> str | Path:
     """The project's page is written by a plain run alone, not by a shorter one."""
     plain = (given.a, given.b) == page.POSITIONS and not any((given.family, given.seeds, given.steps, given.exam))
-    return DOCS if plain else "ab-report"
+    return DOCS if plain and DOCS.is_dir() else "ab-report"  # an installed package has no pages
 
 
 def _loaded(paths: Sequence[str]) -> list[Comparison]:

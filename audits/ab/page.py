@@ -43,8 +43,9 @@ def is_own(comparisons: Sequence[Comparison]) -> bool:
 QUESTION = """
 A recipe that packs samples for a model with multi-axis rotary can lose the positions of its images without an error:
 nobody hands it `get_rope_index`, so each sample is counted 0, 1, 2, ... and the count is copied to time, height and
-width. How much a training loses by that had not been measured where it was found (NeMo Automodel, pull request 2172).
-Here it is, on a tiny model and a task that is about nothing but places.
+width. How much a training loses by that had not been measured where it was found
+([NeMo Automodel, 2172](https://github.com/NVIDIA-NeMo/Automodel/pull/2172)). Here it is, on a tiny model and a task that
+is about nothing but places.
 """
 LIMITS = """
 * The model is tiny, random at the start, and trained for minutes on one synthetic task. The numbers compare two sides
@@ -107,11 +108,17 @@ def _section(one: Comparison, stem: str) -> Iterator[str]:
     yield _results(one)
     yield RESULTS
     yield from _crossed(one)
-    yield (
-        "How far one step along an axis turns the fastest lane of this model's queries and keys, in radians: "
-        + ", ".join(f"{axis} {angle:g}" for axis, angle in one.steepest.items())
-        + ". Along an axis that turns little, true and copied positions differ little. Released heads have "
-        f"{TEXT_ROTARIES[family].head_dim // 2} lanes, and other turns."
+    if is_own([one]):
+        yield _turns(one)
+
+
+def _turns(one: Comparison) -> str:
+    angles = ", ".join(f"{axis} {angle:g}" for axis, angle in one.steepest.items())
+    lanes = TEXT_ROTARIES[one.settings.family].head_dim // 2
+    return (
+        f"One step along an axis turns the fastest lane of this model's queries and keys by, in radians: {angles}. "
+        "Along an axis that turns little, true and copied positions differ little in what the model is given. "
+        f"Heads of the released model have {lanes} lanes, and other turns."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         every, seeds = _asked(given)
     except (ValueError, TypeError, LookupError, ImportError, AttributeError, OSError) as mistake:
         parser.error(f"{type(mistake).__name__}: {mistake}")
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that train: two of them share the cores
-    found = results or [compare(one, given.a, given.b, seeds, processes=given.processes) for one in every]
-    stem = OWN if page.is_own(found) else USERS
-    folder = Path(given.out or (Path(given.render[0]).parent if given.render else _folder(given)))
-    write(found, folder, stem)
+    own = page.is_own(results) if results else (given.a, given.b) == page.POSITIONS
+    stem, folder = OWN if own else USERS, Path(given.out or _folder(given))
+    if results:
+        write(results, folder, stem)
+    for settings in () if results else every:  # what is trained is written before the next family begins
+        results.append(compare(settings, given.a, given.b, seeds, processes=given.processes))
+        write(results, folder, stem)
     sys.stdout.write(f"{folder / stem}.md\n")
     return 0
 
@@ -65,7 +66,9 @@ def _asked(given: argparse.Namespace) -> tuple[list[Settings], range]:
 
 
 def _folder(given: argparse.Namespace) -> str | Path:
-    """The project's page is written by a plain run alone, not by a shorter one."""
+    """Beside the results that are drawn again. The project's page is written by a plain run, not by a shorter one."""
+    if given.render:
+        return Path(given.render[0]).parent
     plain = (given.a, given.b) == page.POSITIONS and not any((given.family, given.seeds, given.steps, given.exam))
     return DOCS if plain and DOCS.is_dir() else "ab-report"  # an installed package has no pages
 

@@ -115,7 +115,9 @@ def _told(settings: Settings, ref: str, seeds: Sequence[int], other: str) -> Ite
     for seed in seeds:
         run = train(settings, ref, seed, other)
         share = statistics.fmean(run.exams[ref])
-        sys.stderr.write(f"{settings.family} {ref} seed {seed}: {share:.1%} right after {run.seconds:.0f} s\n")
+        sys.stderr.write(
+            f"{settings.family} {ref} seed {seed}: {share:.1%} right after {run.seconds:.0f} s of a core\n"
+        )
         yield run
 
 

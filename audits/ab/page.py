@@ -44,12 +44,14 @@ QUESTION = """
 A recipe that packs samples for a model with multi-axis rotary can lose the positions of its images without an error:
 nobody hands it `get_rope_index`, so each sample is counted 0, 1, 2, ... and the count is copied to time, height and
 width. How much a training loses by that had not been measured where it was found
-([NeMo Automodel, 2172](https://github.com/NVIDIA-NeMo/Automodel/pull/2172)). Here it is, on a tiny model and a task that
-is about nothing but places.
+([NeMo Automodel, 2172](https://github.com/NVIDIA-NeMo/Automodel/pull/2172)). Here it is, on a tiny model and a task
+that is about nothing but places.
 """
 LIMITS = """
 * The model is tiny, random at the start, and trained for minutes on one synthetic task. The numbers compare two sides
   of this training; they do not predict a percentage in another.
+* Training stops at a fixed step. A side that is still rising there, or below what the order of the tokens alone can
+  give, is not at its end.
 * The task asks for places alone. What is lost on data where few answers depend on a place is not measured.
 * The range over a few seeds is what was seen, and no confidence interval.
 """
@@ -117,7 +119,8 @@ def _turns(one: Comparison) -> str:
     lanes = TEXT_ROTARIES[one.settings.family].head_dim // 2
     return (
         f"One step along an axis turns the fastest lane of this model's queries and keys by, in radians: {angles}. "
-        "Along an axis that turns little, true and copied positions differ little in what the model is given. "
+        "With true positions all patches of an image have one id in time, so that height and width alone tell them "
+        "apart; with copied ones their count in reading order turns the lanes of all three axes. "
         f"Heads of the released model have {lanes} lanes, and other turns."
     )
 
@@ -187,7 +190,7 @@ def _again(comparisons: Sequence[Comparison], stem: str, *, own: bool) -> str:
         f"[{stem}.{each.settings.family}.json]({stem}.{each.settings.family}.json)" for each in comparisons
     )
     seeds = ", ".join(str(seed) for seed in one.seeds)
-    machine = f"Seeds {seeds}; {spent:.0f} seconds of training in all when this was written, with {where}."
+    machine = f"Seeds {seeds}; {spent:.0f} seconds of one core in all when this was written, with {where}."
     if not own:
         return f"```console\n$ nox -s ab -- --a {one.a.ref} --b {one.b.ref}\n```\n\nNumbers: {files}. {machine}"
     return f"""

@@ -1,0 +1,1 @@
+"""Features of media put into text embeddings at their placeholders."""

@@ -1,0 +1,7 @@
+"""All laws of scattered features, gathered from one file per kind."""
+
+from __future__ import annotations
+
+from assay.audits.components.masked_scatter import batch_laws, count_laws, place_laws
+
+LAWS = (*place_laws.LAWS, *count_laws.LAWS, *batch_laws.LAWS)

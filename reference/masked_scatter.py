@@ -150,7 +150,7 @@ def _counted(modality: str, tokens: int, features: int) -> None:
 
 def _within_samples(modality: str, items: list[int], samples: Tensor) -> None:
     """ValueError for a medium whose placeholders lie in two samples; `samples` [N] is that of each feature."""
-    for i, own in enumerate(samples.split(items) if items else ()):
+    for i, own in enumerate(torch.split(samples, items) if items else ()):
         first, last = (int(own[0]), int(own[-1])) if len(own) else (0, 0)
         if first != last:
             raise ValueError(

@@ -111,7 +111,7 @@ class Inputs:
             return False
         for name in self.flat():
             sample = self.mask(name).nonzero()[:, 0]
-            if any(len(own.unique()) > 1 for own in sample.split(self.media(name))):
+            if any(len(set(own.tolist())) > 1 for own in torch.split(sample, self.media(name))):
                 return True
         return False
 
@@ -121,7 +121,7 @@ def _laid_out(rows: Tensor, media: list[int], layout: str) -> Any:
         return rows
     if layout == "stacked":
         return rows.view(len(media), -1, rows.shape[-1]) if media else rows[None][:0]
-    return list(rows.split(media))
+    return list(torch.split(rows, media))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ def _reaches(inputs: Inputs) -> Tensor:
 
 def draws(inputs: Inputs) -> Iterator[Inputs]:
     """Other embeddings and features."""
-    features = {name: rows.detach().flip(-1) + 1 for name, rows in inputs.flat().items()}
+    features: dict[str, Any] = {name: rows.detach().flip(-1) + 1 for name, rows in inputs.flat().items()}
     yield dataclasses.replace(inputs, embeddings=inputs.embeddings.detach().flip(-1) + 1, **features)
 
 
@@ -274,9 +274,10 @@ def _tellable(inputs: Inputs) -> None:
 
 def chosen(inputs: Inputs, samples: Sequence[int]) -> Inputs:
     """The batch of these samples alone, in this order, with their own features."""
-    features, sizes = {}, []
+    features: dict[str, Any] = {}
+    sizes: list[Segment] = []
     for name, rows in inputs.flat().items():
-        own = rows.split(inputs.mask(name).sum(1).tolist())
+        own = torch.split(rows, inputs.mask(name).sum(1).tolist())
         media = _by_sample(inputs.media(name), [len(part) for part in own])
         found = torch.cat([own[sample] for sample in samples])
         features[name] = found if len(found) else None
@@ -300,7 +301,7 @@ def _by_sample(media: list[int], counts: list[int]) -> list[list[int]]:
 
 def columns(inputs: Inputs, start: int, stop: int) -> Inputs:
     """The tokens from ``start`` to ``stop`` of each sample, with the features that belong there, as one list."""
-    features = {}
+    features: dict[str, Any] = {}
     for name, rows in inputs.flat().items():
         column = inputs.mask(name).nonzero()[:, 1]
         kept = rows[(column >= start) & (column < stop)]

@@ -42,7 +42,7 @@ def neighbours(trial: Trial) -> Iterator[Evidence]:
     first = trial.outcome.values[name]
     for kept in sorted({0, len(first) - 1}):
         others = torch.arange(len(first), device=first.device) != kept
-        changed = {
+        changed: dict[str, Any] = {
             modality: torch.where(others.repeat_interleave(inputs.mask(modality).sum(1))[:, None], 2 - rows, rows)
             for modality, rows in inputs.flat().items()
         }

@@ -116,7 +116,7 @@ def media_sorted_by_size(inputs: Inputs, deal: Deal) -> Tensor:
     check(inputs)
 
     def sorted_rows(name: str, rows: Tensor) -> Tensor:
-        return torch.cat(sorted(rows.split(inputs.media(name)), key=len, reverse=True))
+        return torch.cat(sorted(torch.split(rows, inputs.media(name)), key=len, reverse=True))
 
     return each(inputs, deal, sorted_rows)
 

@@ -56,7 +56,7 @@ def compensated(trial: Trial) -> Iterator[Evidence]:
     first, second = names[:2]
     more, less = given[first], given[second]
     sizes = (*_without(inputs, first, second), (first, len(more) + 1), (second, len(less) - 1))
-    moved = {first: torch.cat([more, less[-1:]]), second: less[:-1]}
+    moved: dict[str, Any] = {first: torch.cat([more, less[-1:]]), second: less[:-1]}
     yield from _refused(trial, dataclasses.replace(inputs, sizes=sizes, layout="flat", **moved))
 
 

@@ -58,7 +58,7 @@ def _entry(operation: str, wrong: Wrong, caught_by: tuple[str, ...], link: str) 
     def form(inputs: Inputs) -> Outputs:
         return {output: wrong(inputs, deal)}
 
-    del form.__wrapped__  # type: ignore[attr-defined]  # a fault is its own function
+    del form.__wrapped__  # a fault is its own function
     assert inspect.getdoc(form)
     return fault(operation, *caught_by, link=link)(form)
 

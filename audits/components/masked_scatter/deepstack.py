@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from assay.audits.candidates import of_reference
+from assay.audits.candidates import of_family, of_reference
 from assay.audits.components.masked_scatter.batch import CASES, Case, Inputs, at_once, build, draws, strategy, supports
 from assay.audits.components.masked_scatter.batch import reach as _reach
-from assay.audits.terms import Form, Numeric, Operation, Outputs
+from assay.audits.families import scattering
+from assay.audits.terms import Candidate, Form, Implementation, Numeric, Operation, Outputs
 from assay.reference import masked_scatter
 
 NAME = "masked_scatter.deepstack"
 OUTPUT = "hidden"
+SITE = "_deepstack_process"
+"""The method of transformers' text models that does it, in 4.57 to 5.23."""
 
 
 def reference(inputs: Inputs) -> Outputs:
@@ -67,4 +70,20 @@ OPERATION = Operation(
     supports=supports,
 )
 
-CANDIDATES = (of_reference(NAME, f"{__name__}:reference", origin="assay.reference.masked_scatter"),)
+CANDIDATES = (
+    of_reference(NAME, f"{__name__}:reference", origin="assay.reference.masked_scatter"),
+    of_family(NAME, "qwen3_vl", "", factory=f"{__name__}:of_model", scope={}),
+)
+
+
+def for_family(name: str, patch: str) -> Candidate | None:
+    """The function with which a family adds the features; None where it has none of its own, and under a patch."""
+    if patch or name not in scattering.installed_families() or SITE not in scattering.source(name):
+        return None
+    return of_family(NAME, name, "", factory=f"{__name__}:of_model", scope={})
+
+
+def of_model(target: Mapping[str, Any]) -> Implementation:
+    """The method of a family's text model that adds features, as it is: it needs nothing of its model."""
+    method = scattering.method(str(target["family"]), SITE)
+    return lambda inputs: _hf(lambda *args: method(None, *args), inputs)

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from assay.audits.components.masked_scatter import common_faults, conduct_faults, deepstack_faults, scatter_faults
+from assay.audits.components.masked_scatter import (
+    common_faults,
+    conduct_faults,
+    deepstack_faults,
+    model_faults,
+    scatter_faults,
+)
 
-FAULTS = (*common_faults.FAULTS, *scatter_faults.FAULTS, *deepstack_faults.FAULTS, *conduct_faults.FAULTS)
+FAULTS = (
+    *common_faults.FAULTS, *scatter_faults.FAULTS, *deepstack_faults.FAULTS, *conduct_faults.FAULTS,
+    *model_faults.FAULTS,
+)  # fmt: skip

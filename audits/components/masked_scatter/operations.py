@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from assay.audits.components.masked_scatter import deepstack, scatter
+from assay.audits.components.masked_scatter import deepstack, model, scatter
+from assay.audits.families import discovery, scattering
+from assay.audits.terms import Candidate
 
-_ROOMS: tuple[Any, ...] = (scatter, deepstack)
+_ROOMS: tuple[Any, ...] = (scatter, deepstack, model)
 
 OPERATIONS = tuple(room.OPERATION for room in _ROOMS)
 CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES)
+
+
+def family_candidate(operation: str, name: str, patch: str) -> Candidate | None:
+    """What the family ``name`` offers for an operation of this component."""
+    rooms: dict[str, Any] = {model.NAME: model, deepstack.NAME: deepstack}
+    found: Candidate | None = rooms[operation].for_family(name, patch) if operation in rooms else None
+    return found
+
+
+def on_request(_candidate: Candidate) -> bool:
+    """A family is audited only where it is asked for by name: some that differ are in ``CANDIDATES``."""
+    return True
+
+
+def further_families() -> tuple[str, ...]:
+    """Families that can be asked for by name beside those with multi-axis rotary."""
+    return tuple(name for name in scattering.installed_families() if name not in discovery.installed_families())

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.audits.components.masked_loss.tokens import row_reach
 from assay.audits.components.masked_scatter import deepstack, scatter
-from assay.audits.components.masked_scatter.batch import LAYOUTS, Case, Inputs, row_reach
+from assay.audits.components.masked_scatter.batch import LAYOUTS, Case, Inputs
 from assay.audits.laws.autograd import NO_ANSWER
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.relation import Pair, Run, holds
@@ -143,7 +144,8 @@ def visible(trial: Trial) -> Iterator[Evidence]:
         for wrong in (math.nan, math.inf):
             spoilt = rows.detach().clone()
             spoilt[-1] = wrong
-            out = trial.run(dataclasses.replace(inputs, **{name: spoilt}))[output]
+            changed: dict[str, Any] = {name: spoilt}
+            out = trial.run(dataclasses.replace(inputs, **changed))[output]
             if out.shape != inputs.embeddings.shape:
                 return
             place = tuple(inputs.mask(name).nonzero()[-1].tolist())
@@ -190,7 +192,7 @@ def strided(trial: Trial) -> Iterator[Evidence]:
     Example: a kernel that takes the first N times H numbers of the features' memory.
     """
     inputs: Inputs = trial.inputs
-    features = {name: _beside(rows) for name, rows in inputs.flat().items()}
+    features: dict[str, Any] = {name: _beside(rows) for name, rows in inputs.flat().items()}
     views = dataclasses.replace(
         inputs, embeddings=_beside(inputs.embeddings.transpose(0, 1)).transpose(0, 1),
         input_ids=inputs.input_ids.t().contiguous().t(), **features,
@@ -249,7 +251,7 @@ def mixed(trial: Trial) -> Iterator[Evidence]:
     inputs: Inputs = trial.inputs
     (output,) = trial.operation.outputs
     other = torch.float32 if trial.dtype != torch.float32 else torch.bfloat16
-    changed = {name: rows.detach().to(other) for name, rows in inputs.flat().items()}
+    changed: dict[str, Any] = {name: rows.detach().to(other) for name, rows in inputs.flat().items()}
     if not changed:
         raise Inexpressible("has no features")
     outcome = trial.subject.call(dataclasses.replace(inputs, **changed))

@@ -1,0 +1,383 @@
+"""Runs a family's own forward up to its text model, with features that are known, for ``masked_scatter.model``.
+
+What makes features is replaced by a function that returns known ones in the form that the forward expects. The forward
+is given ids with placeholders and left where it calls its text model: what it hands over there is the answer. It lives
+in the worker; the judge never imports transformers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.audits.families import samples, scattering
+from assay.audits.families._shrink import ORDINARY
+from assay.audits.terms import Inexpressible, Outputs
+
+MAKERS = {"image": "get_image_features", "video": "get_video_features", "audio": "get_audio_features"}
+"""The methods that are replaced."""
+ARGUMENTS = {
+    "image": ("pixel_values",),
+    "video": ("pixel_values_videos", "pixel_values"),
+    "audio": ("input_features", "input_values", "audio_input_ids", "audio_values"),
+}
+"""The arguments that make a forward ask for features; what they hold goes to the replaced method alone."""
+TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id")
+FORMS = {
+    "image": ("list", "stacked", "flat"), "video": ("list", "stacked", "flat"), "audio": ("flat", "stacked", "list"),
+}  # fmt: skip
+"""Features as a list of [n,H], as [N,H], and as [K,n,H]; the forms in which towers give them, the usual one first."""
+LAYERS = 2
+"""How many layers of deepstack features are handed over."""
+FRAME = 4
+PAD = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScatterCall:
+    """What to run. ``samples`` in the notation of ``audits.families.samples``: ``i2x3`` is an image of six features.
+
+    ``keys`` say what each sample holds. ``features``: ``right``, one ``more`` or ``less`` than there are placeholders
+    of the first modality that has some, a ``medium`` more, ``one`` alone, ``moved`` (one more, and one less of the next
+    modality), or ``none``: the forward is given no media. ``typed``: placeholders where words were, one more than there
+    are features, or, with ``lost``, as many fewer in a later sample. ``changed``: keys whose samples hold other words
+    and features. ``twin``: a word of the batch has the placeholder's embedding. ``padding`` is the side of the padding.
+    """
+
+    samples: tuple[str, ...]
+    keys: tuple[int, ...] = ()
+    features: str = "right"
+    typed: bool = False
+    lost: bool = False
+    changed: tuple[int, ...] = ()
+    twin: bool = False
+    padding: str = "right"
+    seed: int = 0
+    dtype: str = "float32"
+
+
+class _Reached(Exception):
+    """Raised where the text model is called, to leave the forward with what it was given."""
+
+
+@dataclass
+class Seen:
+    """What a run came by: the embeddings of the ids, and what the text model was called with."""
+
+    text: Tensor | None = None
+    merged: Tensor | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Given(dict):  # type: ignore[type-arg]
+    """What the replaced method returns: an output of transformers, as far as a forward looks at it."""
+
+    def __getattr__(self, name: str) -> Any:
+        """A field by name."""
+        return self.get(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        """A field by name, or the features as the first of a tuple."""
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
+def implementation(target: Mapping[str, Any]) -> ScatterModel:
+    """The model of ``target["family"]``."""
+    return ScatterModel(str(target["family"]))
+
+
+class ScatterModel:
+    """A family's tiny model whose features are known."""
+
+    def __init__(self, name: str, breakage: Callable[[Any], None] = lambda _model: None) -> None:
+        """Build it, find out which media it takes and in which form; LookupError where it takes none."""
+        self.name = name
+        self.model = scattering.build(name)
+        breakage(self.model)
+        for part in scattering.PASSED_ON.get(name, ()):
+            setattr(self.model, part, torch.nn.Identity())
+        self.width = int(self.model.get_input_embeddings().weight.shape[-1])
+        self.ids = {modality: token for modality in MAKERS if (token := self._token(modality)) is not None}
+        self.forms: dict[str, str] = {}
+        reasons = []
+        for modality in tuple(self.ids):
+            try:
+                self.forms[modality] = self._form(modality)
+            except LookupError as error:
+                reasons.append(str(error))
+                del self.ids[modality]
+        if not self.ids:
+            raise LookupError(f"{name}: {'; '.join(reasons) or 'no placeholder id in its configuration'}")
+
+    def _token(self, modality: str) -> int | None:
+        """The id of a modality's placeholder, where the model has such and asks a method for the features."""
+        if not hasattr(self.model, MAKERS[modality]) or not self._argument(modality):
+            return None
+        found = (getattr(self.model.config, pattern.format(modality), None) for pattern in TOKENS)
+        return next((token for token in found if isinstance(token, int)), None)
+
+    def _argument(self, modality: str) -> str:
+        taken = inspect.signature(self.model.forward).parameters
+        return next((name for name in ARGUMENTS[modality] if name in taken), "")
+
+    def _form(self, modality: str) -> str:
+        """The form in which a forward takes features: that of its own tower, else the first that it runs with."""
+        letter = {"image": "i2x2", "video": "v1x2x2", "audio": "a4"}[modality]
+        reasons = []
+        forms = ("flat",) if modality == "image" and self.name in scattering.FLAT else FORMS[modality]
+        for form in forms:
+            self.forms[modality] = form
+            try:
+                out = self(ScatterCall(samples=(f"t2 {letter} t1 {letter}", "t3")))
+            except Exception as error:  # noqa: BLE001 - whatever a forward makes of features of another form
+                reasons.append(f"{form}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
+            else:
+                mask = out[f"mask:{modality}"]
+                if out["embeddings"].shape[-1] == self.width and not torch.equal(
+                    out["embeddings"][mask], out["text"][mask]
+                ):
+                    return form
+                reasons.append(f"{form}: the placeholders stay as they are")
+        del self.forms[modality]
+        raise LookupError(f"its forward takes {modality} features in no form that is known ({'; '.join(reasons)})")
+
+    def __call__(self, call: ScatterCall) -> Outputs:
+        """``embeddings`` [B,S,H] as the text model gets them, ``text`` as the layer gave them, ``feature:MODALITY``.
+
+        ``input_ids`` [B,S]; ``mask:MODALITY`` where its placeholders are; ``grad:text`` and ``grad:feature:MODALITY``
+        for ``upstream`` [B,S,H]; ``deepstack:LAYER`` [B,S,H], what that layer adds, zero elsewhere, where there is.
+        """
+        ids, media = self._ids(call)
+        with torch.enable_grad():
+            features = {name: self._features(name, media[name], call) for name in self.ids if name in media}
+            handed = self._handed(features, media, call)
+            seen = self._run(ids, handed, call)
+        assert seen.text is not None
+        assert seen.merged is not None
+        masks = {name: ids == token for name, token in self.ids.items()}
+        upstream = _upstream(seen.merged)
+        leaves = {"text": seen.text, **{f"feature:{name}": rows for name, rows in features.items()}}
+        grads = torch.autograd.grad(seen.merged, list(leaves.values()), upstream, allow_unused=True)
+        return {
+            "input_ids": ids, "embeddings": seen.merged.detach(), "text": seen.text.detach(), "upstream": upstream,
+            **{f"mask:{name}": mask for name, mask in masks.items()},
+            **{f"feature:{name}": rows.detach() for name, rows in features.items()},
+            **{
+                f"grad:{name}": torch.zeros_like(leaf) if grad is None else grad
+                for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+            },
+            **_deepstack(seen, ids),
+        }  # fmt: skip
+
+    def _ids(self, call: ScatterCall) -> tuple[Tensor, dict[str, list[tuple[int, int, int]]]]:
+        """Ids [B,S], and of each modality its media: the key of the sample, which one of it, how many features."""
+        keys = call.keys or tuple(range(len(call.samples)))
+        rows: list[Tensor] = []
+        media: dict[str, list[tuple[int, int, int]]] = {}
+        for key, sample in zip(keys, call.samples, strict=True):
+            own = key + 1000 * (key in call.changed)
+            draw = torch.Generator().manual_seed(1_000_003 * call.seed + own)
+            parts = [torch.zeros(0, dtype=torch.int64)]
+            for place, segment in enumerate(samples.parse(sample).segments):
+                modality, count = _counted(segment)
+                if modality == "text":
+                    parts.append(torch.randint(PAD + 1, ORDINARY, (count,), generator=draw))
+                    continue
+                if modality not in self.ids:
+                    raise Inexpressible(f"{self.name} takes no {modality}, or in no form that is known")
+                parts.append(torch.full((count,), self.ids[modality]))
+                media.setdefault(modality, []).append((own, place, count))
+            rows.append(torch.cat(parts))
+        ids = torch.full((len(rows), max(map(len, rows))), PAD)
+        for row, own_ids in zip(ids, rows, strict=True):
+            row[len(row) - len(own_ids) if call.padding == "left" else 0 :][: len(own_ids)] = own_ids
+        if call.typed:
+            self._type(ids, media, lost=call.lost)
+        return ids, media
+
+    def _type(self, ids: Tensor, media: Mapping[str, Any], *, lost: bool) -> None:
+        """Put a placeholder where a word is, in ``ids`` itself; with ``lost``, a word for one in a later sample."""
+        token = self.ids[next(iter(media), next(iter(self.ids)))]
+        words = _words(ids).nonzero().tolist()
+        later = (ids == token).nonzero().tolist()
+        if lost:
+            words = [place for place in words if later and place[0] < later[-1][0]]
+        if not words:
+            raise Inexpressible("needs a word, and with it a placeholder in a later sample")
+        if lost:
+            ids[tuple(later[-1])] = PAD + 1
+        ids[tuple(words[-1])] = token
+
+    def _features(self, name: str, media: Sequence[tuple[int, int, int]], call: ScatterCall) -> Tensor:
+        """Known features [N,H] of a modality; what one holds depends on its sample's key and its place there."""
+        rows = []
+        for key, place, count in media:
+            draw = torch.Generator().manual_seed(7919 * (1_000_003 * call.seed + key) + 31 * place + len(name))
+            rows.append(3 * torch.randn((count, self.width), generator=draw) + 0.5)
+        return torch.cat(rows).to(getattr(torch, call.dtype)).requires_grad_()
+
+    def _handed(self, features: Mapping[str, Tensor], media: Mapping[str, Any], call: ScatterCall) -> dict[str, Given]:
+        """What the replaced methods return."""
+        if call.features == "none":
+            return {}
+        amounts = [call.features] if call.features != "moved" else ["more", "less"]
+        if len(amounts) > len(features):
+            raise Inexpressible("has too few modalities")
+        amounts += ["right"] * (len(features) - len(amounts))
+        return {
+            name: _given(rows, [count for _, _, count in media[name]], self.forms[name], amount)
+            for (name, rows), amount in zip(features.items(), amounts, strict=True)
+        }
+
+    def _run(self, ids: Tensor, handed: Mapping[str, Given], call: ScatterCall) -> Seen:
+        dtype = getattr(torch, call.dtype)
+        self.model.to(dtype)
+        pixels = {self._argument(name): torch.zeros(FRAME, 3, FRAME, FRAME, dtype=dtype) for name in handed}
+        taken = inspect.signature(self.model.forward).parameters
+        if "qformer_input_ids" in taken:
+            pixels["qformer_input_ids"] = ids
+        if "image" in handed and "high_res_pixel_values" in taken:
+            pixels["high_res_pixel_values"] = torch.zeros(FRAME, 3, FRAME, FRAME, dtype=dtype)
+        if "audio" in handed and self.name in scattering.MASKED:
+            pixels["input_features_mask"] = torch.ones(FRAME, FRAME, dtype=torch.bool)
+        with self._twins(ids, call), _watched(self.model, ids) as seen, _replaced(self.model, handed):
+            try:
+                self.model(input_ids=ids, attention_mask=(ids != PAD).long(), **pixels)
+            except _Reached:
+                return seen
+        raise LookupError("its forward ended without a call of a text model with inputs_embeds")
+
+    @contextlib.contextmanager
+    def _twins(self, ids: Tensor, call: ScatterCall) -> Iterator[None]:
+        """Where it is asked for, a word of the batch has the embedding of the first modality's placeholder."""
+        words = ids[_words(ids)]
+        if not call.twin or not len(words):
+            yield
+            return
+        rows = self.model.get_input_embeddings().weight.detach()
+        word, token = int(words[-1]), next(iter(self.ids.values()))
+        kept = rows[word].clone()
+        rows[word] = rows[token]
+        try:
+            yield
+        finally:
+            rows[word] = kept
+
+
+def _words(ids: Tensor) -> Tensor:
+    return (ids > PAD) & (ids < ORDINARY)
+
+
+def _counted(segment: samples.Segment) -> tuple[str, int]:
+    match segment:
+        case samples.Text(tokens):
+            return "text", tokens
+        case samples.Image(height, width):
+            return "image", height * width
+        case samples.Video(steps, height, width, _):
+            return "video", steps * height * width
+        case samples.Audio(seconds):
+            return "audio", math.ceil(seconds)
+
+
+def _given(rows: Tensor, counts: list[int], form: str, amount: str) -> Given:
+    """Features in the form of the family, as many as asked for."""
+    if form == "stacked" and amount in ("more", "less"):  # by one in each medium
+        change = 1 if amount == "more" else -1
+        media = [torch.cat([part, part[-1:] + 1])[: len(part) + change] for part in torch.split(rows, counts)]
+        rows, counts = torch.cat(media), [count + change for count in counts]
+    elif amount == "more":
+        rows, counts = torch.cat([rows, rows[-1:] + 1]), [*counts[:-1], counts[-1] + 1]
+    elif amount == "less":
+        rows, counts = rows[:-1], [*counts[:-1], counts[-1] - 1]
+    elif amount == "medium":
+        rows, counts = torch.cat([rows, rows[-counts[-1] :] + 1]), [*counts, counts[-1]]
+    elif amount == "one":
+        rows, counts = rows[:1], [1]
+    layers = [rows * (2 + layer) for layer in range(LAYERS)]
+    shaped = [_shaped(part, counts, form) for part in (rows, *layers)]
+    more = {"attention_mask": torch.ones(shaped[0].shape[:2], dtype=torch.bool)} if form == "stacked" else {}
+    return Given(pooler_output=shaped[0], last_hidden_state=shaped[0], deepstack_features=shaped[1:], **more)
+
+
+def _shaped(rows: Tensor, counts: list[int], form: str) -> Any:
+    if form == "list":
+        return tuple(torch.split(rows, counts))
+    if form == "stacked":
+        if len(set(counts)) > 1:
+            raise Inexpressible("its features are stacked: all media have as many")
+        return rows.view(len(counts), -1, rows.shape[-1])
+    return rows
+
+
+@contextlib.contextmanager
+def _replaced(model: Any, handed: Mapping[str, Given]) -> Iterator[None]:
+    """The methods that make features return what is known."""
+    for name, given in handed.items():
+        setattr(model, MAKERS[name], lambda *_args, given=given, **_kwargs: given)
+    try:
+        yield
+    finally:
+        for name in handed:
+            delattr(model, MAKERS[name])
+
+
+@contextlib.contextmanager
+def _watched(model: Any, ids: Tensor) -> Iterator[Seen]:
+    """Sees what the embedding layer gives, and leaves the forward where the text model is called with embeddings."""
+    seen = Seen()
+
+    def embedded(_module: Any, _args: Any, output: Tensor) -> Tensor:
+        if output.shape[:2] == ids.shape:
+            seen.text = output  # the last one counts: some look ids up twice
+            return output.clone()  # which the forward may write to
+        return output
+
+    def reached(_module: Any, args: Any, kwargs: Mapping[str, Any], *, layer: bool) -> None:
+        merged = kwargs.get("inputs_embeds")
+        if merged is None and layer and seen.text is not None:  # a model that is its own text model
+            merged = kwargs.get("hidden_states", args[0] if args else None)
+        if isinstance(merged, Tensor) and merged.shape[:2] == ids.shape and merged.is_floating_point():
+            seen.merged, seen.given = merged, kwargs
+            raise _Reached
+
+    layer = model.get_input_embeddings()
+    handles = [layer.register_forward_hook(embedded)]
+    layers = {part for module in model.modules() if isinstance(module, torch.nn.ModuleList) for part in module}
+    handles += [
+        part.register_forward_pre_hook(functools.partial(reached, layer=part in layers), with_kwargs=True)
+        for name, part in model.named_modules() if name and part is not layer
+    ]  # fmt: skip
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _upstream(merged: Tensor) -> Tensor:
+    draw = torch.Generator().manual_seed(7919)
+    return (1.5 * torch.randn(merged.shape, generator=draw) + 0.25).to(merged.dtype)
+
+
+def _deepstack(seen: Seen, ids: Tensor) -> dict[str, Tensor]:
+    """What each layer is to add, [B,S,H], from the mask and the rows that the text model was given."""
+    given, mask = seen.given.get("deepstack_visual_embeds"), seen.given.get("visual_pos_masks")
+    if given is None or mask is None:
+        return {}
+    assert seen.merged is not None
+    mask = mask[..., 0] if mask.ndim == 3 else mask
+    placed = {}
+    for layer, rows in enumerate(given):
+        out = torch.zeros_like(seen.merged)
+        out[mask] = rows.detach().to(out)
+        placed[f"deepstack:{layer}"] = out.detach()
+    return placed | {"deepstack:mask": mask.expand_as(ids).clone()}

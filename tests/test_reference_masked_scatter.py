@@ -115,6 +115,10 @@ IMAGE = features()["image"]
         ({"features": {"image": torch.zeros(6).double()}}, ValueError, r"features\['image'\]: .*\[N, H\] or \[K, n, H"),
         ({"features": {"image": [torch.zeros(2).double()]}}, ValueError, r"features\['image'\]\[0\]: expected the sha"),
         ({"features": {"image": torch.zeros(3, 2).long()}}, TypeError, r"features\['image'\]: expected a floating"),
+        (
+            {"features": {"image": torch.zeros(3, 2, dtype=torch.float64, device="meta")}},
+            ValueError, r"features\['image'\]: expected to be on cpu like the others, got meta",
+        ),
         ({"placeholders": {"image": 90, "video": 90}}, ValueError, "placeholders: expected an id of its own .* got 90"),
         ({"placeholders": {"image": 90.0, "video": 91}}, TypeError, "placeholder: expected an int, got float"),
         ({"input_ids": IDS.int()}, TypeError, "input_ids: expected torch.int64"),

@@ -168,6 +168,7 @@ class ScatterModel:
         grads = torch.autograd.grad(seen.merged, list(leaves.values()), upstream, allow_unused=True)
         return {
             "input_ids": ids, "embeddings": seen.merged.detach(), "text": seen.text.detach(), "upstream": upstream,
+            "adds": torch.tensor(self.name in scattering.ADDS),
             **{f"mask:{name}": mask for name, mask in masks.items()},
             **{f"feature:{name}": rows.detach() for name, rows in features.items()},
             **{
@@ -229,6 +230,8 @@ class ScatterModel:
         if call.features == "none":
             return {}
         amounts = [call.features] if call.features != "moved" else ["more", "less"]
+        if len(features) > 1 and self.name in scattering.EXCLUSIVE:
+            raise Inexpressible("it takes images or videos, not both in a batch")
         if len(amounts) > len(features):
             raise Inexpressible("has too few modalities")
         amounts += ["right"] * (len(features) - len(amounts))

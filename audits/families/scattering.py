@@ -13,14 +13,14 @@ from importlib import import_module
 from typing import Any
 
 from assay.audits.families import _release, discovery
-from assay.audits.families._shrink import ORDINARY, shrunk
+from assay.audits.families._shrink import ORDINARY, VOCABULARY, shrunk
 from assay.audits.terms import Family
 
 SCATTERS = "masked_scatter"
 """What the source of such a family contains, in 4.57 to 5.23."""
 ENDS = ("get_placeholder_mask", "get_image_placeholder_mask")
 LARGEST = 100_000_000
-"""Parameters of a model that is still tiny."""
+"""Parameters of a model that is still tiny. Of a larger one only the embeddings are made: no more of it is run."""
 _TIMM = "its tower is one of timm, which is not installed"
 UNBUILT: dict[str, str] = {
     "blt": "blt: scatters bytes into patches; there are no media",
@@ -28,6 +28,7 @@ UNBUILT: dict[str, str] = {
     "gemma3n": f"gemma3n: {_TIMM}",
     "glm_image": "glm_image: puts ids of a codebook into its ids, not features into embeddings",
     "gradium_phonon_tts": "gradium_phonon_tts: speaks; the latents of its prompt come from a processor",
+    "granite4_vision": "granite4_vision: empties its placeholders; its features are added layer by layer",
     "higgs_audio_v2": "higgs_audio_v2: embeds ids of sounds; no method makes features",
     "neomme": "neomme: its features are of another width than its embeddings until they are put in",
     "perception_lm": f"perception_lm: {_TIMM}",
@@ -46,12 +47,22 @@ MORE: dict[str, dict[str, Any]] = {
     "fast_vlm": {"vision_config": _TOWER},
 }
 """Fields that belong together in a way of the family's own."""
+TEXT: dict[str, dict[str, Any]] = {
+    "deepseek_ocr2": {"mlp_layer_types": ["dense"] * 2},
+    "diffusion_gemma": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64},
+    "t5gemma2": {"dropout_rate": 0.0},
+}
+"""Fields of the text model's configuration that it leaves open and its model cannot do without."""
 PASSED_ON: dict[str, tuple[str, ...]] = {"llama4": ("multi_modal_projector",)}
 """Modules between the features and their placeholders: they are replaced by nothing, so that features stay known."""
 SITES = {"florence2": "Florence2Model"}
 """The class that is meant, where source text does not tell."""
-FLAT = ("fuyu", "inkling", "llama4")
+FLAT = ("diffusion_gemma", "fuyu", "inkling", "llama4")
 """Families whose image features come as one matrix, where a stack would do as well."""
+ADDS = ("molmo2",)
+"""Families that document that they add features to the embeddings of their placeholders."""
+EXCLUSIVE = ("molmo2",)
+"""Families that document that a batch has images or videos, not both."""
 MASKED = ("embedding_gemma2", "gemma4", "gemma4_unified")
 """Families that cut the padding off stacked features of sounds by a mask of the tower's."""
 IDS = ("image_token_id", "video_token_id", "audio_token_id")
@@ -141,14 +152,46 @@ def _made(kind: Any, name: str, seed: int) -> Any:
 
     from assay.audits.families._weights import randomise
 
-    config = shrunk(kind.config_class(), **MORE.get(name, {}))
-    for place, field in enumerate(IDS):
-        if getattr(config, field, 0) is None:  # left to the processor
-            setattr(config, field, ORDINARY + place)
+    try:
+        config = _identified(shrunk(kind.config_class(), **MORE.get(name, {})))
+        for field, value in TEXT.get(name, {}).items():
+            setattr(config.get_text_config(), field, value)
+    except Exception:  # noqa: BLE001 - sizes that have to fit one another in a way of the family's own
+        config = _of_full_size(kind.config_class(**MORE.get(name, {})))
     with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in kind(config).parameters())
-    if size > LARGEST:
-        raise LookupError(f"{size / 1e6:.0f} million parameters are left after shrinking")
+        hollow = kind(config)
+    if sum(parameter.numel() for parameter in hollow.parameters()) > LARGEST:
+        return _embedding_alone(hollow, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return randomise(kind(config), seed)
+
+
+def _identified(config: Any) -> Any:
+    """The configuration with ids for the placeholders that it leaves to the processor."""
+    for place, field in enumerate(IDS):
+        if getattr(config, field, 0) is None:
+            setattr(config, field, ORDINARY + place)
+    return config
+
+
+def _of_full_size(config: Any) -> Any:
+    """The configuration as it is, but for a small vocabulary and placeholders in it."""
+    text = config.get_text_config()
+    text.vocab_size, text.pad_token_id = VOCABULARY, 0
+    for place, field in enumerate(IDS):
+        if hasattr(config, field):
+            setattr(config, field, ORDINARY + place)
+    return config
+
+
+def _embedding_alone(hollow: Any, seed: int) -> Any:
+    """A module without memory, but for its input embedding. LookupError where that is large too."""
+    from assay.audits.families._weights import randomise
+
+    layer = hollow.get_input_embeddings()
+    size = sum(parameter.numel() for parameter in layer.parameters())
+    if size > LARGEST or any(True for _ in layer.buffers()):
+        raise LookupError(f"{size / 1e6:.0f} million parameters are left in its embedding after shrinking")
+    randomise(layer.to_empty(device="cpu"), seed)
+    return hollow.eval()

@@ -125,7 +125,7 @@ def _surpluses(inputs: Inputs) -> Iterator[Inputs]:
     """One feature more of each modality, also of one that has none, and a whole medium more."""
     given = inputs.flat()
     width = inputs.width
-    for name in MODALITIES:
+    for name in sorted(MODALITIES, key=lambda name: name not in given):
         rows = given.get(name, inputs.embeddings.new_zeros(0, width))
         media = inputs.media(name)
         more = rows.new_ones(1, width)
@@ -170,7 +170,7 @@ def _refused(trial: Trial, inputs: Inputs, what: str = "") -> Iterator[Evidence]
         for name in MODALITIES:
             tokens, features = int(inputs.mask(name).sum()), len(inputs.flat().get(name, ()))
             if tokens != features or what:
-                said = what or f"{features} {name} features for {tokens} placeholders"
+                said = what or f"{name} placeholders: {tokens}, features: {features}"
                 yield Evidence(where=name, measured="no error", limit="an error", message=f"{said}: accepted")
                 return
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.masked_scatter.model import NAME, Case
+from assay.audits.families.samples import parse
 from assay.audits.families.scatter_run import LAYERS, ScatterCall
 from assay.audits.laws.autograd import NO_ANSWER
 from assay.audits.laws.parity import exactly
@@ -28,7 +31,7 @@ def placement(trial: Trial) -> Iterator[Evidence]:
     out = trial.outcome.values
     for name, mask in _masks(out):
         if f"feature:{name}" in out:
-            got, want = out["embeddings"][mask], out[f"feature:{name}"]
+            got, want = out["embeddings"][mask], _expected(out, name)
             if got.shape != want.shape:
                 raise Inexpressible(f"its {name} features are not as many as its placeholders")
             yield from exactly("embeddings", got, want, f"not the {name} features in order")
@@ -55,7 +58,7 @@ def reaches(trial: Trial) -> Iterator[Evidence]:
     """
     out = trial.outcome.values
     masked, upstream = _any(out), out["upstream"]
-    words = torch.where(masked[..., None], 0.0, upstream)
+    words = upstream if bool(out["adds"]) else torch.where(masked[..., None], 0.0, upstream)
     yield from exactly("grad:text", out["grad:text"], words, "not the gradient of the words alone")
     for name, mask in _masks(out):
         if f"feature:{name}" in out and out[f"grad:feature:{name}"].shape == upstream[mask].shape:
@@ -101,8 +104,8 @@ def unfilled(trial: Trial) -> Iterator[Evidence]:
         kept = bool(torch.equal(out["embeddings"][_any(out)], out["text"][_any(out)]))
         said = "they stay embeddings of the id" if kept else "they become something else"
         yield Evidence(
-            where="embeddings", measured=f"{count} placeholders without a feature", limit="an error",
-            message=f"no media were given, and placeholders were accepted: {said}",
+            where="embeddings", measured=float(count), limit=0.0,
+            message=f"no media were given, and so many placeholders were accepted: {said}",
         )  # fmt: skip
 
 
@@ -126,9 +129,11 @@ def straddles(trial: Trial) -> Iterator[Evidence]:
     """
     outcome = _call(trial, typed=True, lost=True)
     if outcome.raised is None:
+        whose = [_samples(out) for out in (trial.outcome.values, outcome.values)]
+        moved = float((whose[0] != whose[1]).sum()) if whose[0].shape == whose[1].shape else math.inf
         yield Evidence(
-            where="embeddings", measured="no error", limit="an error",
-            message="one sample has a placeholder too many, a later one too few: features moved between samples",
+            where="embeddings", measured=moved, limit=0.0,
+            message="one sample has a placeholder too many, a later one too few: so many features changed samples",
         )  # fmt: skip
 
 
@@ -197,7 +202,7 @@ def alike(trial: Trial) -> Iterator[Evidence]:
     for name, mask in _masks(out):
         if f"feature:{name}" in out:
             message = f"with a word whose embedding is the placeholder's, not the {name} features in order"
-            yield from exactly("embeddings", out["embeddings"][mask], out[f"feature:{name}"], message)
+            yield from exactly("embeddings", out["embeddings"][mask], _expected(out, name), message)
     words = ~_any(out)
     yield from exactly("embeddings", out["embeddings"][words], out["text"][words], "a word was taken for a placeholder")
 
@@ -225,6 +230,19 @@ def _masks(out: Outputs) -> list[tuple[str, Tensor]]:
     return [(name.partition(":")[2], mask) for name, mask in out.items() if name.startswith("mask:")]
 
 
+def _expected(out: Outputs, name: str) -> Tensor:
+    """What is to stand at a modality's placeholders: its features, on top of the embeddings in families that add."""
+    rows = out[f"feature:{name}"]
+    below = out["text"][out[f"mask:{name}"]]
+    return rows + below if bool(out["adds"]) and below.shape == rows.shape else rows
+
+
+def _samples(out: Outputs) -> Tensor:
+    """The samples of the placeholders of the first modality that has features, in order."""
+    name = next(name for name, _ in _masks(out) if f"feature:{name}" in out)
+    return out[f"mask:{name}"].nonzero()[:, 0]
+
+
 def _any(out: Outputs) -> Tensor:
     """[B,S] bool: the placeholders of all modalities."""
     return torch.stack([mask for _, mask in _masks(out)]).any(0)
@@ -240,7 +258,6 @@ def _same(got: Tensor, want: Tensor, message: str) -> Iterator[Evidence]:
 
 def _call(trial: Trial, **changes: Any) -> Outcome:
     """A call that may be refused, asked once for all laws."""
-    import dataclasses
 
     def compute() -> Outcome:
         return trial.subject.call(dataclasses.replace(trial.inputs, **changes))
@@ -273,9 +290,10 @@ def _number(trial: Trial, amount: str) -> Evidence | None:
     out = trial.outcome.values
     name = next(name for name, _ in _masks(out) if f"feature:{name}" in out)
     tokens = int(out[f"mask:{name}"].sum())
-    said = [int(number) for number in re.findall(r"\d+", outcome.raised.message)]
-    off = [(number - tokens) * (1 if amount == "more" else -1) for number in said if number != tokens]
-    if tokens in said and off and all(0 < distance <= tokens for distance in off):
+    said = {int(number) for number in re.findall(r"\d+", outcome.raised.message)}
+    step = 1 if amount == "more" else -1
+    media = sum(type(part).__name__.lower() == name for row in trial.inputs.samples for part in parse(row).segments)
+    if tokens in said and {tokens + step, tokens + step * media} & said:  # stacked ones change by one in each
         return None
     return Evidence(
         where="error", measured=outcome.raised.message[:200], limit=f"{tokens} tokens, and the number of features",

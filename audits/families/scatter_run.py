@@ -20,6 +20,7 @@ from torch import Tensor
 
 from assay.audits.families import samples, scattering
 from assay.audits.families._shrink import ORDINARY
+from assay.audits.families.scatter_given import given
 from assay.audits.terms import Inexpressible, Outputs
 
 MAKERS = {"image": "get_image_features", "video": "get_video_features", "audio": "get_audio_features"}
@@ -31,12 +32,6 @@ ARGUMENTS = {
 }
 """The arguments that make a forward ask for features; what they hold goes to the replaced method alone."""
 TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id")
-FORMS = {
-    "image": ("list", "stacked", "flat"), "video": ("list", "stacked", "flat"), "audio": ("flat", "stacked", "list"),
-}  # fmt: skip
-"""Features as a list of [n,H], as [N,H], and as [K,n,H]; the forms in which towers give them, the usual one first."""
-LAYERS = 2
-"""How many layers of deepstack features are handed over."""
 FRAME = 4
 PAD = 1
 
@@ -75,18 +70,6 @@ class Seen:
     text: Tensor | None = None
     merged: Tensor | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Given(dict):  # type: ignore[type-arg]
-    """What the replaced method returns: an output of transformers, as far as a forward looks at it."""
-
-    def __getattr__(self, name: str) -> Any:
-        """A field by name."""
-        return self.get(name)
-
-    def __getitem__(self, key: Any) -> Any:
-        """A field by name, or the features as the first of a tuple."""
-        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
 
 
 def implementation(target: Mapping[str, Any]) -> ScatterModel:
@@ -132,8 +115,7 @@ class ScatterModel:
         """The form in which a forward takes features: that of its own tower, else the first that it runs with."""
         letter = {"image": "i2x2", "video": "v1x2x2", "audio": "a4"}[modality]
         reasons = []
-        forms = ("flat",) if modality == "image" and self.name in scattering.FLAT else FORMS[modality]
-        for form in forms:
+        for form in scattering.forms(self.name, modality):
             self.forms[modality] = form
             try:
                 out = self(ScatterCall(samples=(f"t2 {letter} t1 {letter}", "t3")))
@@ -225,7 +207,7 @@ class ScatterModel:
             rows.append(3 * torch.randn((count, self.width), generator=draw) + 0.5)
         return torch.cat(rows).to(getattr(torch, call.dtype)).requires_grad_()
 
-    def _handed(self, features: Mapping[str, Tensor], media: Mapping[str, Any], call: ScatterCall) -> dict[str, Given]:
+    def _handed(self, features: Mapping[str, Tensor], media: Mapping[str, Any], call: ScatterCall) -> dict[str, Any]:
         """What the replaced methods return."""
         if call.features == "none":
             return {}
@@ -236,11 +218,11 @@ class ScatterModel:
             raise Inexpressible("has too few modalities")
         amounts += ["right"] * (len(features) - len(amounts))
         return {
-            name: _given(rows, [count for _, _, count in media[name]], self.forms[name], amount)
+            name: given(rows, [count for _, _, count in media[name]], self.forms[name], amount)
             for (name, rows), amount in zip(features.items(), amounts, strict=True)
         }
 
-    def _run(self, ids: Tensor, handed: Mapping[str, Given], call: ScatterCall) -> Seen:
+    def _run(self, ids: Tensor, handed: Mapping[str, Any], call: ScatterCall) -> Seen:
         dtype = getattr(torch, call.dtype)
         self.model.to(dtype)
         pixels = {self._argument(name): torch.zeros(FRAME, 3, FRAME, FRAME, dtype=dtype) for name in handed}
@@ -291,41 +273,11 @@ def _counted(segment: samples.Segment) -> tuple[str, int]:
             return "audio", math.ceil(seconds)
 
 
-def _given(rows: Tensor, counts: list[int], form: str, amount: str) -> Given:
-    """Features in the form of the family, as many as asked for."""
-    if form == "stacked" and amount in ("more", "less"):  # by one in each medium
-        change = 1 if amount == "more" else -1
-        media = [torch.cat([part, part[-1:] + 1])[: len(part) + change] for part in torch.split(rows, counts)]
-        rows, counts = torch.cat(media), [count + change for count in counts]
-    elif amount == "more":
-        rows, counts = torch.cat([rows, rows[-1:] + 1]), [*counts[:-1], counts[-1] + 1]
-    elif amount == "less":
-        rows, counts = rows[:-1], [*counts[:-1], counts[-1] - 1]
-    elif amount == "medium":
-        rows, counts = torch.cat([rows, rows[-counts[-1] :] + 1]), [*counts, counts[-1]]
-    elif amount == "one":
-        rows, counts = rows[:1], [1]
-    layers = [rows * (2 + layer) for layer in range(LAYERS)]
-    shaped = [_shaped(part, counts, form) for part in (rows, *layers)]
-    more = {"attention_mask": torch.ones(shaped[0].shape[:2], dtype=torch.bool)} if form == "stacked" else {}
-    return Given(pooler_output=shaped[0], last_hidden_state=shaped[0], deepstack_features=shaped[1:], **more)
-
-
-def _shaped(rows: Tensor, counts: list[int], form: str) -> Any:
-    if form == "list":
-        return tuple(torch.split(rows, counts))
-    if form == "stacked":
-        if len(set(counts)) > 1:
-            raise Inexpressible("its features are stacked: all media have as many")
-        return rows.view(len(counts), -1, rows.shape[-1])
-    return rows
-
-
 @contextlib.contextmanager
-def _replaced(model: Any, handed: Mapping[str, Given]) -> Iterator[None]:
+def _replaced(model: Any, handed: Mapping[str, Any]) -> Iterator[None]:
     """The methods that make features return what is known."""
-    for name, given in handed.items():
-        setattr(model, MAKERS[name], lambda *_args, given=given, **_kwargs: given)
+    for name, answer in handed.items():
+        setattr(model, MAKERS[name], lambda *_args, answer=answer, **_kwargs: answer)
     try:
         yield
     finally:

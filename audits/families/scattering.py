@@ -122,6 +122,16 @@ def _rank(node: ast.ClassDef, source: str) -> int:
     return (scatters or finds) * (1 + scatters + 2 * finds + 2 * makes)
 
 
+def forms(name: str, modality: str) -> tuple[str, ...]:
+    """The forms in which a family's towers may give features (see ``scatter_given``), the usual one first."""
+    shapes: tuple[str, ...] = ("flat", "stacked", "list") if modality == "audio" else ("list", "stacked", "flat")
+    if modality == "image" and name in FLAT:
+        shapes = ("flat",)
+    if _release.within(">=5.0.0"):
+        return shapes
+    return tuple(f"{wrapped}:{shape}" for wrapped in ("bare", "pair") for shape in shapes)
+
+
 def family(name: str) -> str:
     """In words why the family has no model here that can be asked; empty where it may have one."""
     if name not in installed_families():

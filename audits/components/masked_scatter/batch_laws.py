@@ -94,7 +94,8 @@ def chunks(trial: Trial) -> Iterator[Evidence]:
     length = inputs.input_ids.shape[1]
     whole = trial.run(columns(inputs, 0, length))[name]
     cut = (length + 1) // 2
-    parts = [trial.run(columns(inputs, *piece))[name] for piece in ((0, cut), (cut, length))]
+    pieces = [piece for piece in ((0, cut), (cut, length)) if piece[0] < piece[1]] or [(0, length)]
+    parts = [trial.run(columns(inputs, *piece))[name] for piece in pieces]
     if all(part.ndim == whole.ndim and len(part) == len(whole) for part in parts):
         yield from _rows(name, torch.cat(parts, 1), whole, "pieces of the sequence differ from the whole")
 

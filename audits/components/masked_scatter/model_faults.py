@@ -11,7 +11,8 @@ from torch import Tensor
 
 from assay.audits.components.masked_scatter.dealt import put
 from assay.audits.components.masked_scatter.model import DEFAULT_FAMILY, NAME
-from assay.audits.families.scatter_run import Given, ScatterCall, ScatterModel, Seen
+from assay.audits.families.scatter_given import LAYERS
+from assay.audits.families.scatter_run import ScatterCall, ScatterModel, Seen
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs
 
@@ -35,14 +36,14 @@ class Written(ScatterModel):
         self.check: Check = checked
         self.layers: Merge = merged
 
-    def _run(self, ids: Tensor, handed: Mapping[str, Given], _call: ScatterCall) -> Seen:
+    def _run(self, ids: Tensor, handed: Mapping[str, Any], _call: ScatterCall) -> Seen:
         if "merge" not in vars(self):
             return super()._run(ids, handed, _call)  # asked for the form of features when it is made
         with self._twins(ids, _call):
             text = self.model.get_input_embeddings()(ids)
             token = self.model.get_input_embeddings().weight[next(iter(self.ids.values()))].detach()
         masks = {name: ids == place for name, place in self.ids.items()}
-        media = {name: list(given.pooler_output) for name, given in handed.items()}
+        media = {name: list(_rows(given)) for name, given in handed.items()}
         self.check(masks, media)
         self.token = token
         rows = {name: torch.cat(items) for name, items in media.items()}
@@ -50,13 +51,19 @@ class Written(ScatterModel):
         if handed:
             mask = torch.stack([masks[name] for name in masks]).any(0)
             inner = [
-                self.layers(
-                    text.detach() * 0, masks, {n: torch.cat(g.deepstack_features[i]) for n, g in handed.items()}
-                )
-                for i in range(2)
+                self.layers(text.detach() * 0, masks, {n: _layer(g, i) for n, g in handed.items()})
+                for i in range(LAYERS)
             ]
             seen.given = {"visual_pos_masks": mask, "deepstack_visual_embeds": [layer[mask] for layer in inner]}
         return seen
+
+
+def _rows(given: Any) -> Any:
+    return given[0] if isinstance(given, tuple) else given.pooler_output
+
+
+def _layer(given: Any, layer: int) -> Tensor:
+    return given[1][layer] if isinstance(given, tuple) else torch.cat(given.deepstack_features[layer])
 
 
 @functools.lru_cache(maxsize=1)

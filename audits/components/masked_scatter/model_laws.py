@@ -13,7 +13,8 @@ from torch import Tensor
 
 from assay.audits.components.masked_scatter.model import NAME, Case
 from assay.audits.families.samples import parse
-from assay.audits.families.scatter_run import LAYERS, ScatterCall
+from assay.audits.families.scatter_given import LAYERS
+from assay.audits.families.scatter_run import ScatterCall
 from assay.audits.laws.autograd import NO_ANSWER
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Broken, Trial, answerable, refuse_inexpressible

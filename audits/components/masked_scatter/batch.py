@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator
 from torch import Tensor
 
-from assay.audits.components.masked_loss.tokens import row_reach
 from assay.audits.fields import Count, Size, one_of
+from assay.audits.laws.limits import row_reach
 from assay.audits.terms import Inexpressible, Outputs
 
 MODALITIES = ("image", "video", "audio")

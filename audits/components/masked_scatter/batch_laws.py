@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,8 +117,6 @@ def _some(_operation: Operation, case: Case) -> str | None:
     return None if case.rows else "no sample"
 
 
-def _law(check: Any, applies: Callable[[Operation, Case], str | None]) -> Law:
-    return Law(name=check.__name__, operations=BOTH, check=check, doc=check.__doc__, applies=applies)
-
+_law = partial(Law.of, BOTH)
 
 LAWS = (_law(order, _several), _law(neighbours, _several), _law(micro, _some), _law(chunks, _some))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from assay.audits.components.masked_scatter.batch import MODALITIES, Case, Inputs, Segment
 from assay.audits.components.masked_scatter.place_laws import BOTH
-from assay.audits.laws.autograd import NO_ANSWER
-from assay.audits.laws.trial import Broken, Trial, answerable, refuse_inexpressible
-from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outcome
+from assay.audits.laws.trial import Trial, answerable
+from assay.audits.terms import Evidence, Inexpressible, Law, Operation
 
 
 def surplus(trial: Trial) -> Iterator[Evidence]:
@@ -101,7 +101,7 @@ def numbers(trial: Trial) -> Iterator[Evidence]:
     inputs: Inputs = trial.inputs
     asked = (next((item for item in wrong if item.flat()), None) for wrong in (_surpluses(inputs), _shortages(inputs)))
     for item in (item for item in asked if item is not None):
-        outcome = _outcome(trial, item)
+        outcome = trial.attempt(item)
         if outcome.raised is None:
             continue  # that it is none is for other laws
         name, *counts = _counts(item)
@@ -166,21 +166,13 @@ def _without(inputs: Inputs, *names: str) -> tuple[Segment, ...]:
 
 def _refused(trial: Trial, inputs: Inputs, what: str = "") -> Iterator[Evidence]:
     """Evidence where a call returned that should not."""
-    if _outcome(trial, inputs).raised is None:
+    if trial.attempt(inputs).raised is None:
         for name in MODALITIES:
             tokens, features = int(inputs.mask(name).sum()), len(inputs.flat().get(name, ()))
             if tokens != features or what:
                 said = what or f"{name} placeholders: {tokens}, features: {features}"
                 yield Evidence(where=name, measured="no error", limit="an error", message=f"{said}: accepted")
                 return
-
-
-def _outcome(trial: Trial, inputs: Inputs) -> Outcome:
-    outcome = trial.subject.call(inputs)
-    refuse_inexpressible(outcome)
-    if outcome.raised and outcome.raised.kind in NO_ANSWER:
-        raise Broken(outcome, inputs)
-    return outcome
 
 
 def _some(_operation: Operation, case: Case) -> str | None:
@@ -197,9 +189,7 @@ def _listed(_operation: Operation, case: Case) -> str | None:
     return _pictured(_operation, case)
 
 
-def _law(check: Any, applies: Callable[[Operation, Case], str | None]) -> Law:
-    return Law(name=check.__name__, operations=BOTH, check=check, doc=check.__doc__, applies=applies)
-
+_law = partial(Law.of, BOTH)
 
 LAWS = (
     _law(surplus, _some), _law(missing, _pictured), _law(compensated, _pictured), _law(straddles, _listed),

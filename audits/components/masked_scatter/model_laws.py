@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,8 @@ from assay.audits.components.masked_scatter.model import NAME, Case
 from assay.audits.families.samples import parse
 from assay.audits.families.scatter_given import LAYERS
 from assay.audits.families.scatter_run import ScatterCall
-from assay.audits.laws.autograd import NO_ANSWER
 from assay.audits.laws.parity import exactly
-from assay.audits.laws.trial import Broken, Trial, answerable, refuse_inexpressible
+from assay.audits.laws.trial import Trial, answerable
 from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outcome, Outputs
 
 
@@ -259,14 +259,8 @@ def _same(got: Tensor, want: Tensor, message: str) -> Iterator[Evidence]:
 
 def _call(trial: Trial, **changes: Any) -> Outcome:
     """A call that may be refused, asked once for all laws."""
-
-    def compute() -> Outcome:
-        return trial.subject.call(dataclasses.replace(trial.inputs, **changes))
-
-    outcome: Outcome = trial.once(f"wrong {sorted(changes.items())}", compute)
-    refuse_inexpressible(outcome)
-    if outcome.raised and outcome.raised.kind in NO_ANSWER:
-        raise Broken(outcome, trial.inputs)
+    wrong = dataclasses.replace(trial.inputs, **changes)
+    outcome: Outcome = trial.once(f"wrong {sorted(changes.items())}", lambda: trial.attempt(wrong))
     return outcome
 
 
@@ -310,12 +304,11 @@ def _several(_operation: Operation, case: Case) -> str | None:
     return None if len(case.samples) > 1 else "one sample"
 
 
-def _law(check: Any, applies: Callable[[Operation, Case], str | None] = _pictured) -> Law:
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, applies=applies)
-
+_law = partial(Law.of, (NAME,))
 
 LAWS = (
-    _law(placement), _law(text), _law(reaches), _law(surplus), _law(missing), _law(unfilled), _law(compensated),
-    _law(straddles, _several), _law(numbers), _law(order, _several), _law(neighbours, _several), _law(micro),
-    _law(alike), _law(deepstack),
+    _law(placement, _pictured), _law(text, _pictured), _law(reaches, _pictured), _law(surplus, _pictured),
+    _law(missing, _pictured), _law(unfilled, _pictured), _law(compensated, _pictured), _law(straddles, _several),
+    _law(numbers, _pictured), _law(order, _several), _law(neighbours, _several), _law(micro, _pictured),
+    _law(alike, _pictured), _law(deepstack, _pictured),
 )  # fmt: skip

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from assay.audits.components.masked_loss.tokens import row_reach
 from assay.audits.components.masked_scatter import deepstack, scatter
 from assay.audits.components.masked_scatter.batch import LAYOUTS, Case, Inputs
-from assay.audits.laws.autograd import NO_ANSWER
+from assay.audits.laws.limits import row_reach
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.relation import Pair, Run, holds
-from assay.audits.laws.trial import Broken, Trial, answerable, refuse_inexpressible
+from assay.audits.laws.trial import Trial, answerable
 from assay.audits.observe import same_bits
 from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outcome
 
@@ -119,8 +119,7 @@ def alike(trial: Trial) -> Iterator[Evidence]:
     twin[_row, _column, 0] = first[0]
     twin[row, column] = first
     changed = dataclasses.replace(inputs, embeddings=twin)
-    outcome = trial.subject.call(changed)
-    refuse_inexpressible(outcome)
+    outcome = trial.attempt(changed)
     if outcome.raised:
         said = f"{outcome.raised.kind}: {outcome.raised.message}"
         yield Evidence(where=scatter.OUTPUT, measured=said[:200], limit="no error", message=TAKEN)
@@ -254,11 +253,8 @@ def mixed(trial: Trial) -> Iterator[Evidence]:
     changed: dict[str, Any] = {name: rows.detach().to(other) for name, rows in inputs.flat().items()}
     if not changed:
         raise Inexpressible("has no features")
-    outcome = trial.subject.call(dataclasses.replace(inputs, **changed))
-    refuse_inexpressible(outcome)
+    outcome = trial.attempt(dataclasses.replace(inputs, **changed))
     if outcome.raised:
-        if outcome.raised.kind in NO_ANSWER:
-            raise Broken(outcome, inputs)
         return
     out = outcome.values[output]
     if out.dtype != trial.dtype:
@@ -275,12 +271,11 @@ def _pictured(_operation: Operation, case: Case) -> str | None:
     return None if case.sizes() else "no media"
 
 
-def _law(check: Any, *operations: str) -> Law:
-    applies = {} if check is text else {"applies": _pictured}
-    return Law(name=check.__name__, operations=operations or BOTH, check=check, doc=check.__doc__, **applies)
-
+_both = partial(Law.of, BOTH)
+_scatter = partial(Law.of, (scatter.NAME,))
 
 LAWS = (
-    _law(placement, scatter.NAME), _law(added, deepstack.NAME), _law(text), _law(reaches), _law(alike, scatter.NAME),
-    _law(visible), _law(unread, scatter.NAME), _law(strided), _law(layouts), _law(mixed),
+    _scatter(placement, _pictured), Law.of((deepstack.NAME,), added, _pictured), _both(text),
+    _both(reaches, _pictured), _scatter(alike, _pictured), _both(visible, _pictured), _scatter(unread, _pictured),
+    _both(strided, _pictured), _both(layouts, _pictured), _both(mixed, _pictured),
 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Samples put one after the other into rows, and kept apart there."""

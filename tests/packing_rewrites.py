@@ -1,0 +1,230 @@
+"""Right ways of packing written otherwise: what people have in their own code. Not one of them may be accused."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from assay.reference.packed_positions import Piece, Plan
+
+IGNORED = -100
+
+
+def next_fit(lengths: list[int], capacity: int) -> list[list[int]]:
+    packs: list[list[int]] = [[]]
+    room = capacity
+    for i, size in enumerate(lengths):
+        if size > capacity:
+            raise ValueError(f"sample {i} is too long: {size}")
+        if size > room:
+            packs.append([])
+            room = capacity
+        packs[-1].append(i)
+        room -= size
+    return packs
+
+
+def best_fit_decreasing(lengths: list[int], capacity: int) -> list[list[int]]:
+    packs: list[list[int]] = []
+    room: list[int] = []
+    assert max(lengths, default=0) <= capacity
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fitting = [p for p, free in enumerate(room) if free >= lengths[i]]
+        if fitting:
+            place = min(fitting, key=lambda p: room[p])
+        else:
+            place = len(packs)
+            packs.append([])
+            room.append(capacity)
+        packs[place].append(i)
+        room[place] -= lengths[i]
+    return packs
+
+
+def knapsacks(numbers: list[int], capacity: int) -> list[list[int]]:
+    """Sorted lengths, the largest that fits found by bisection; on a copy."""
+    left = sorted(numbers)
+    if left and left[-1] > capacity:
+        raise ValueError("too long")
+    packs = []
+    while left:
+        pack, room = [], capacity
+        while (place := bisect.bisect(left, room)) > 0:
+            pack.append(left.pop(place - 1))
+            room -= pack[-1]
+        packs.append(pack)
+    return packs
+
+
+def first_fit(seqlens: list[int], pack_size: int) -> list[list[int]]:
+    packs: list[list[int]] = []
+    for size in seqlens:
+        if size > pack_size:
+            raise ValueError("too long")
+        for pack in packs:
+            if sum(pack) + size <= pack_size:
+                pack.append(size)
+                break
+        else:
+            packs.append([size])
+    return packs
+
+
+def in_order_with_policies(lengths: list[int], capacity: int, overlong: str = "error") -> Plan:
+    pieces: list[Piece] = []
+    for i, size in enumerate(lengths):
+        if size > capacity and overlong == "error":
+            raise ValueError(i)
+        cuts = {"split": size, "truncate": min(size, capacity), "drop": size if size <= capacity else 0}
+        end = cuts.get(overlong, size)
+        pieces += [Piece(i, a, min(a + capacity, end)) for a in range(0, end, capacity)]
+    packs: list[list[Piece]] = [[]]
+    for piece in pieces:
+        if sum(p.tokens for p in packs[-1]) + piece.tokens > capacity:
+            packs.append([])
+        packs[-1].append(piece)
+    return Plan(tuple(map(tuple, packs)))
+
+
+def _row(features: list[dict[str, Any]]) -> dict[str, Any]:
+    ids = list(itertools.chain.from_iterable(f["input_ids"] for f in features))
+    labels = [x for f in features for x in [IGNORED, *f.get("labels", f["input_ids"])[1:]] if f["input_ids"]]
+    weights = list(itertools.chain.from_iterable(f["weights"] for f in features))
+    return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), "weights": torch.tensor([weights])}
+
+
+def _restarting(features: list[dict[str, Any]]) -> Tensor:
+    return torch.tensor([[i for f in features for i in range(len(f["input_ids"]))]])
+
+
+def _numbers(features: list[dict[str, Any]]) -> Tensor:
+    return torch.tensor([[n for n, f in enumerate(features, 1) for _ in f["input_ids"]]])
+
+
+def with_restarting_ids(features: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**_row(features), "position_ids": _restarting(features)}
+
+
+def with_numbers_in_the_mask(features: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**with_restarting_ids(features), "attention_mask": _numbers(features)}
+
+
+def with_a_mask_of_four_dimensions(features: list[dict[str, Any]]) -> dict[str, Any]:
+    blocks = [torch.ones(len(f["input_ids"]), len(f["input_ids"])).tril() for f in features]
+    seen = torch.block_diag(*blocks).bool()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    return {**with_restarting_ids(features), "attention_mask": mask[None, None]}
+
+
+def with_lengths_and_a_filled_tail(features: list[dict[str, Any]]) -> dict[str, Any]:
+    """Filled up to a multiple of eight, as one more sample that is not trained on."""
+    made = with_restarting_ids([f for f in features if f["input_ids"]])
+    extra = -made["input_ids"].shape[1] % 8
+    sizes = [len(f["input_ids"]) for f in features if f["input_ids"]] + ([extra] if extra else [])
+    ends = F.pad(torch.tensor(sizes).cumsum(0), (1, 0)).int()
+    return {
+        "input_ids": F.pad(made["input_ids"], (0, extra), value=7),
+        "labels": F.pad(made["labels"], (0, extra), value=IGNORED),
+        "weights": F.pad(made["weights"], (0, extra)),
+        "position_ids": torch.cat([made["position_ids"], torch.arange(extra)[None]], dim=1),
+        "cu_seqlens": ends, "max_seqlen": int(ends.diff().max()),
+    }  # fmt: skip
+
+
+def with_labels_moved(features: list[dict[str, Any]]) -> dict[str, Any]:
+    made = with_restarting_ids(features)
+    labels = made.pop("labels")
+    return {**made, "shift_labels": F.pad(labels[:, 1:], (0, 1), value=IGNORED), "seq_idx": _numbers(features) - 1}
+
+
+def of_tensors(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    examples = [e for e in examples if len(e["input_ids"])]
+    labels = [e.get("labels", e["input_ids"]).clone() for e in examples]
+    for own in labels:
+        own[0] = IGNORED
+    places = torch.cat([torch.arange(len(e["input_ids"])) for e in examples])
+    return {
+        "input_ids": torch.cat([e["input_ids"] for e in examples])[None], "labels": torch.cat(labels)[None],
+        "position_ids": places[None], "weights": torch.cat([e["weights"] for e in examples])[None],
+    }  # fmt: skip
+
+
+def steps_by_padding(segments: Tensor) -> tuple[Tensor, int]:
+    """Sizes of runs with the rows made different, padded by a zero in front."""
+    other = segments + torch.arange(len(segments))[:, None] * 1000
+    sizes = other.flatten().unique_consecutive(return_counts=True)[1]
+    return F.pad(sizes.cumsum(0), (1, 0)).to(torch.int32), int(sizes.max())
+
+
+def steps_by_zeros(position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    flat = position_ids.flatten()
+    ends = torch.cat([(flat == 0).nonzero().flatten(), torch.tensor([flat.numel()])]).int()
+    return ends, ends.diff().max()
+
+
+def unpadded(attention_mask: Tensor) -> tuple[Tensor, Tensor, int]:
+    sizes = [int((row == n).sum()) for row in attention_mask for n in range(1, int(row.max()) + 1)]
+    ends = F.pad(torch.tensor(sizes).cumsum(0), (1, 0)).int()
+    return attention_mask.flatten().nonzero().flatten(), ends, max(sizes)
+
+
+def numbers_by_loops(position_ids: Tensor) -> Tensor:
+    made = torch.zeros_like(position_ids)
+    for row, ids in enumerate(position_ids.tolist()):
+        number = 0
+        for place, i in enumerate(ids):
+            number += i == 0
+            made[row, place] = number
+    return made
+
+
+def mask_of_numbers(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """LLaMA-Factory's way: equal and not zero, below the diagonal, the lowest number elsewhere."""
+    expanded = attention_mask[:, None, None, :]
+    real = torch.where(expanded != 0, 1, 0)
+    same = (expanded == attention_mask[:, None, :, None]).int() * real
+    low = torch.finfo(dtype).min
+    return torch.where(same.tril() != 0, torch.zeros((), dtype=dtype), torch.full((), low, dtype=dtype))
+
+
+def mask_of_lengths(cu_seqlens: Tensor) -> Tensor:
+    blocks = [torch.ones(n, n, dtype=torch.bool).tril() for n in cu_seqlens.diff().tolist()]
+    return torch.block_diag(*blocks).bool()
+
+
+def mask_of_positions(position_ids: Tensor) -> Tensor:
+    numbers = (position_ids == 0).cumsum(1)
+    place = torch.arange(position_ids.shape[1])
+    seen = (numbers[:, None, :, None] == numbers[:, None, None, :]) & (place[:, None] >= place)
+    return torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill(~seen, -torch.inf)
+
+
+def zigzag_of_a_rank(batch: dict[str, Tensor], cp_rank: int, cp_size: int) -> dict[str, Tensor]:
+    """Megatron's way: the row as 2 W chunks, of which a rank has one from each end."""
+    moved = dict(batch)
+    moved["shift_labels"] = F.pad(moved.pop("labels")[:, 1:], (0, 1), value=IGNORED)
+    made = {}
+    for name, x in moved.items():
+        chunks = x.chunk(2 * cp_size, dim=-1)
+        if x.shape[-1] % (2 * cp_size):
+            raise ValueError("uneven")
+        made[name] = torch.cat([chunks[cp_rank], chunks[2 * cp_size - 1 - cp_rank]], dim=-1)
+    return made
+
+
+def padded_pieces_of_a_rank(batch: dict[str, Tensor], cp_rank: int, cp_size: int) -> dict[str, Tensor]:
+    """Contiguous pieces of rows that are filled up first."""
+    moved = dict(batch)
+    moved["shift_labels"] = F.pad(moved.pop("labels")[:, 1:], (0, 1), value=IGNORED)
+    made = {}
+    for name, x in moved.items():
+        fill = IGNORED if name == "shift_labels" else 0
+        full = F.pad(x, (0, -x.shape[-1] % cp_size), value=fill)
+        size = full.shape[-1] // cp_size
+        made[name] = full[..., cp_rank * size : (cp_rank + 1) * size]
+    return made

@@ -6,6 +6,7 @@ from assay.audits.components.packed_positions import (
     boundary_faults,
     conduct_faults,
     mask_faults,
+    model_faults,
     pack_faults,
     pack_position_faults,
     plan_faults,
@@ -19,5 +20,6 @@ FAULTS = (
     *pack_position_faults.FAULTS,
     *boundary_faults.FAULTS,
     *mask_faults.FAULTS,
+    *model_faults.FAULTS,
     *shard_faults.FAULTS,
 )

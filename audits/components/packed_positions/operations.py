@@ -1,12 +1,29 @@
-"""Packing: the plan, the rows, what tells samples apart, and the pieces of context parallelism."""
+"""Packing: the plan, the rows, what tells samples apart, the pieces of context parallelism, and whole models."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from assay.audits.components.packed_positions import boundaries, mask, pack, plan, shard
+from assay.audits.components.packed_positions import boundaries, mask, model, pack, plan, shard
+from assay.audits.families import causal, discovery
+from assay.audits.terms import Candidate
 
-_ROOMS: tuple[Any, ...] = (plan, pack, boundaries, mask, shard)
+_ROOMS: tuple[Any, ...] = (plan, pack, boundaries, mask, shard, model)
 
 OPERATIONS = tuple(room.OPERATION for room in _ROOMS)
 CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES)
+
+
+def family_candidate(operation: str, name: str, patch: str) -> Candidate | None:
+    """What the family ``name`` offers for an operation of this component."""
+    return model.for_family(name, patch) if operation == model.NAME else None
+
+
+def on_request(candidate: Candidate) -> bool:
+    """Whether a family is audited only where it is asked for by name: all but a handful are."""
+    return candidate.operation == model.NAME and candidate.scope["family"] not in model.IMAGE_FAMILIES
+
+
+def further_families() -> tuple[str, ...]:
+    """Families that can be asked for by name beside those with multi-axis rotary."""
+    return tuple(name for name in causal.classes() if name not in discovery.installed_families())

@@ -33,6 +33,7 @@ class Sample:
         image_grids, video_grids, seconds_per_grid, audio_lengths: as `mrope_positions.positions` takes them, for this
             sample alone.
         further: other tensors with an entry for each token, [S, ...]; all samples have the same names.
+        features: other tensors whose rows are no tokens, such as the patches of images; not all samples need have them.
     """
 
     input_ids: Tensor
@@ -43,6 +44,7 @@ class Sample:
     seconds_per_grid: Tensor | None = None
     audio_lengths: Tensor | None = None
     further: Mapping[str, Tensor] = field(default_factory=dict)
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class Pack:
         max_length: the largest difference of `cu_seqlens`.
         image_grids, video_grids: [M, 3], those of all samples in their order, None where no sample has any.
         further: [T, ...] by name.
+        features: those of all samples, one under another in the samples' order.
     """
 
     input_ids: Tensor
@@ -70,6 +73,7 @@ class Pack:
     image_grids: Tensor | None = None
     video_grids: Tensor | None = None
     further: Mapping[str, Tensor] = field(default_factory=dict)
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def text_and_axes(self) -> Tensor:
@@ -121,6 +125,10 @@ def pack(
             name: aligned(torch.cat([sample.further[name] for sample in samples]), multiple, 0, dim=0)
             for name in samples[0].further
         },
+        features={
+            name: torch.cat([sample.features[name] for sample in samples if name in sample.features])
+            for name in dict.fromkeys(name for sample in samples for name in sample.features)
+        },
     )
 
 
@@ -169,6 +177,4 @@ def _checked(samples: Sequence[Sample]) -> None:
                 raise ValueError(f"samples[{i}].{name}: expected the shape {wanted}, got {list(x.shape)}")
         for name, x in sample.further.items():
             if len(x) != len(sample.input_ids):
-                raise ValueError(
-                    f"samples[{i}].further[{name!r}]: expected {len(sample.input_ids)} rows, got {len(x)}"
-                )
+                raise ValueError(f"samples[{i}].further[{name!r}]: expected {len(sample.input_ids)} rows, got {len(x)}")

@@ -35,6 +35,7 @@ REWRITES = [
     ("pack", "collator", "with_a_mask_of_four_dimensions", TEXT),
     ("pack", "collator", "with_lengths_and_a_filled_tail", TEXT),
     ("pack", "collator", "with_labels_moved", TEXT),
+    ("pack", "collator", "with_axes_of_each", {"rule": "qwen2_5_vl"}),
     ("pack", "collator-tensors", "of_tensors", TEXT),
     ("boundaries", "assay", "steps_by_padding", {}),
     ("boundaries", "hf-flash", "steps_by_zeros", {}),
@@ -104,6 +105,13 @@ def nothing_wrong_in_pieces(inputs: shard.Inputs) -> Outputs:
 )
 def test_the_forms_that_faults_are_made_of_are_right(room: str, name: str) -> None:
     _passes(f"packed_positions.{room}", f"{__name__}:{name}")
+
+
+def test_writing_into_the_data_set_is_found() -> None:
+    target = {"kind": "import", "ref": "packing_rewrites:written_into", "operation": pack.NAME}
+    candidate = Candidate(operation=pack.NAME, name="written", form="collator", target=target, trusted=True, scope=TEXT)
+    report = audit(registry.operation(pack.NAME), candidate, Options(examples=0))
+    assert {(f.rule.rpartition(".")[2], f.where) for f in report.findings} >= {("mutates", "labels.0")}
 
 
 def _rules(name: str) -> set[str]:

@@ -68,6 +68,18 @@ def test_a_mask_of_ones_hides_the_samples() -> None:
     assert all(where.endswith("(told by ones)") for _, where in found)
 
 
+def test_a_cache_hides_the_samples() -> None:
+    """An empty one, which a forward makes itself unless it is told not to, in training too."""
+    assert {"isolated", "separate", "unpacked"} <= {rule for rule, _ in _family("llama", "cached")}
+
+
+def test_several_rows_are_told_apart() -> None:
+    assert _family("llama", "two-rows") == []
+    assert _family("qwen3_vl", "two-rows", "images-two-rows") == []
+    with pytest.raises(Inexpressible, match="do not make rows of equal length"):
+        PackedModel(causal.loaded("llama"))(PackedCall(samples=("t3", "t2"), keys=(0, 1), told="ids", rows=2))
+
+
 def test_what_does_not_hear_of_positions_leaks() -> None:
     assert ("separate", "leaks (told by ids)") in _family("opt", "ids")
     assert _family("opt", "mask") == []

@@ -23,7 +23,7 @@ from assay.audits.terms import Family, Inexpressible, Outputs
 from assay.reference import packed_positions
 from assay.reference.mrope_rules import RULES
 
-TOLD = ("ids", "flat", "lengths", "mask", "ones")
+TOLD = ("ids", "flat", "lengths", "mask", "ones", "cached")
 """Ways of telling a model where the samples of a row begin, see :class:`PackedCall`."""
 ATTENTIONS = ("eager", "sdpa", "flex_attention")
 UNDIFFERENTIATED = ("flex_attention",)
@@ -40,7 +40,10 @@ class PackedCall:
     ``flat``: one row of restarting ids for a family of several axes, as a flattening collator makes it.
     ``lengths``: as ``ids``, with all that a flattening collator can add: cumulative lengths, and the number of each
     token's sample. ``mask``: ids on the family's axes and a block-diagonal mask of four dimensions.
-    ``ones``: as ``ids``, with a mask of ones.
+    ``ones``: as ``ids``, with a mask of ones. ``cached``: as ``ids``, with an empty cache, which is what most
+    configurations have by default; everything else runs without.
+
+    The samples stand in ``rows`` of equal length, in their order.
 
     ``gradients``: also of the loss, and of the last token of each sample (``probe:``). ``dtype``: float64 or float32.
     """
@@ -48,6 +51,7 @@ class PackedCall:
     samples: tuple[str, ...]
     keys: tuple[int, ...]
     told: str = ""
+    rows: int = 1
     attention: str = "sdpa"
     gradients: bool = True
     seed: int = 0
@@ -108,18 +112,21 @@ class PackedModel:
 
     def _packed(self, model: Any, call: PackedCall, alone: Sequence[Mapping[str, Any]]) -> list[Tensor]:
         lengths = [batch["input_ids"].shape[1] for batch in alone]
-        batch = {**joined(alone), **self.telling(model, call, alone)}
+        batch = in_rows({**joined(alone), **self.telling(model, call, alone)}, lengths, call.rows)
         if lacking := [name for name in ("position_ids",) if not accepts(model, name)]:
             raise Inexpressible(f"forward takes no {' and no '.join(lacking)}")
         given = {name: value for name, value in batch.items() if accepts(model, name)}
         if "attention_mask" in batch and "attention_mask" not in given:
             raise Inexpressible("forward takes no attention_mask")
+        if call.told == "cached" and not accepts(model, "use_cache"):
+            raise Inexpressible("forward takes no use_cache")
+        cache = {"use_cache": True} if call.told == "cached" else uncached(model)
         try:
-            logits = model(**given, **uncached(model)).logits
+            logits = model(**given, **cache).logits
         except Exception as error:
             text = " ".join(str(error).split())[:160]
             raise Inexpressible(f"refused: {type(error).__name__}: {text}") from error
-        return list(logits[0].split(lengths))
+        return list(torch.split(logits.flatten(0, 1), lengths))
 
     def telling(self, model: Any, call: PackedCall, alone: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The arguments that say where the samples begin whose batches are given."""
@@ -174,6 +181,24 @@ def joined(alone: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def in_rows(batch: Mapping[str, Any], lengths: Sequence[int], rows: int) -> dict[str, Any]:
+    """The row cut into several of equal length. Inexpressible where that would cut a sample, or a mask."""
+    total = sum(lengths)
+    if rows == 1:
+        return dict(batch)
+    ends = {0, *torch.tensor(lengths).cumsum(0).tolist()}
+    if total % rows or not {total // rows * row for row in range(rows)} <= ends:
+        raise Inexpressible("the samples do not make rows of equal length")
+    if "attention_mask" in batch and batch["attention_mask"].ndim == 4:
+        raise Inexpressible("masks of four dimensions are made for one row")
+
+    def cut(x: Any) -> Any:
+        tokens = isinstance(x, Tensor) and x.ndim > 1 and x.shape[-2:] == (1, total)
+        return x.reshape(*x.shape[:-2], rows, total // rows) if tokens else x
+
+    return {name: cut(value) for name, value in batch.items()}
+
+
 def _differentiated(
     model: Any, logits: list[Tensor], ids: list[Tensor], seen: list[Tensor], *, packed: bool
 ) -> dict[str, Tensor]:
@@ -187,8 +212,8 @@ def _differentiated(
     loss = torch.stack(own).sum() / max(count, 1)
     if loss.requires_grad:
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    rows = [x.grad[0] if x.grad is not None else torch.zeros_like(x[0]) for x in inputs]
-    rows = list(rows[0].split(lengths)) if packed else rows
+    rows = [(torch.zeros_like(x) if x.grad is None else x.grad).flatten(0, 1) for x in inputs]
+    rows = list(torch.split(rows[0], lengths)) if packed else rows
     return {
         "loss": loss.detach(),
         **{f"inputs:{number}": own.detach().clone() for number, own in enumerate(rows)},
@@ -202,7 +227,7 @@ def _inputs(seen: list[Tensor], lengths: list[int], *, packed: bool) -> list[Ten
     wanted = [sum(lengths)] if packed else lengths
     found, rest = [], iter(seen)
     for length in wanted:
-        own = next((x for x in rest if x.ndim == 3 and x.shape[:2] == (1, length)), None)
+        own = next((x for x in rest if x.ndim == 3 and x.shape[0] * x.shape[1] == length), None)
         if own is None:
             raise Inexpressible("its embeddings are not those of the tokens alone")
         found.append(own)
@@ -216,7 +241,9 @@ def _probes(logits: list[Tensor], inputs: list[Tensor], *, packed: bool) -> dict
         row = inputs[0 if packed else number]
         weights = torch.linspace(-1, 1.5, own.shape[-1], dtype=own.dtype)
         (grad,) = torch.autograd.grad((own[-1] * weights).sum(), row, retain_graph=True, allow_unused=True)
-        found[f"probe:{number}"] = (torch.zeros_like(row) if grad is None else grad)[0].detach().abs().amax(-1)
+        found[f"probe:{number}"] = (
+            (torch.zeros_like(row) if grad is None else grad).flatten(0, 1).detach().abs().amax(-1)
+        )
     return found
 
 

@@ -6,7 +6,7 @@ that a model of transformers goes by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,18 +19,36 @@ from assay.reference.mrope_rules import RULES
 if TYPE_CHECKING:
     from assay.audits.components.packed_positions.pack import Inputs
 
-CARRIED = ("weights", "token_types", "image_grids", "video_grids")
+CARRIED = ("weights", "token_types", "image_grids", "video_grids", "pixels", "video_pixels")
+OF_TOKENS = ("weights", "token_types")
+OF_LISTS = ("input_ids", "labels", "weights")
 THEIRS = {
     "token_types": "mm_token_type_ids",
     "image_grids": "image_grid_thw",
     "video_grids": "video_grid_thw",
     "seconds": "second_per_grid_ts",
+    "pixels": "pixel_values",
+    "video_pixels": "pixel_values_videos",
 }
 """Our names of fields and Hugging Face's, where they differ."""
 
 
+def called(collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]], inputs: Inputs, *, as_lists: bool) -> Outputs:
+    """What is read in the batch that a collator makes. Where it writes into lists, the tensors are written to."""
+    given, before = (features(inputs, as_lists=as_lists) for _ in range(2))
+    out = read(collator(given), inputs)
+    for number, (sample, old) in enumerate(zip(given, before, strict=True) if as_lists else ()):
+        for name in OF_LISTS:
+            if name in sample and sample[name] != old[name]:
+                getattr(inputs, name)[number].add_(1)
+    return out
+
+
 def features(inputs: Inputs, *, as_lists: bool) -> list[dict[str, Any]]:
-    """The samples as a collator gets them. Per-token tensors are lists if asked for; grids are tensors always."""
+    """The samples as a collator gets them, with a mask of ones as tokenizers make it.
+
+    Per-token tensors are lists if asked for; grids and pixels are tensors always. Tensors are those of the inputs.
+    """
     return [_feature(inputs, number, as_lists=as_lists) for number in range(len(inputs.input_ids))]
 
 
@@ -41,12 +59,14 @@ def _feature(inputs: Inputs, number: int, *, as_lists: bool) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name in names:
         own = getattr(inputs, name)[number]
-        made[THEIRS.get(name, name)] = own.tolist() if as_lists else own.clone()
+        made[THEIRS.get(name, name)] = own.tolist() if as_lists else own
+    mask = torch.ones_like(inputs.input_ids[number])
+    made["attention_mask"] = mask.tolist() if as_lists else mask
     rule = RULES.get(inputs.rule)
-    for name in ("image_grids", "video_grids", "seconds"):
+    for name in ("image_grids", "video_grids", "pixels", "video_pixels", "seconds"):
         own = getattr(inputs, name)[number]
         if len(own) and (name != "seconds" or (rule and rule.video_time == "seconds")):
-            made[THEIRS[name]] = own.clone()
+            made[THEIRS[name]] = own
     return made
 
 
@@ -167,11 +187,16 @@ def _trimmed(out: dict[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
     total, long = sum(inputs.lengths), len(out["input_ids"])
     if long <= total or "labels" not in out or bool((out["labels"][total:] != inputs.ignore_index).any()):
         return out
-    kept = {name: x[..., :total] if "grids" not in name and x.shape[-1:] == (long,) else x for name, x in out.items()}
+    kept = {name: x[..., :total] if not _beside(name) and x.shape[-1:] == (long,) else x for name, x in out.items()}
     ends = kept["cu_seqlens"]
     kept["cu_seqlens"] = ends[ends <= total]
     kept["max_length"] = kept["cu_seqlens"].diff().max().long()
     return kept
+
+
+def _beside(name: str) -> bool:
+    """Whether an output has rows that are no tokens."""
+    return name.startswith("carried:") and name.removeprefix("carried:") not in OF_TOKENS
 
 
 def _carried(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -181,5 +206,5 @@ def _carried(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:
         theirs = THEIRS.get(name, name)
         if theirs in flat:
             value = flat[theirs]
-            found[f"carried:{name}"] = value if "grids" in name else value.reshape(-1)
+            found[f"carried:{name}"] = value.reshape(-1) if name in OF_TOKENS else value
     return found

@@ -29,7 +29,8 @@ def batch(inputs: Inputs) -> Batch:
         "weights": pack.further["weights"][None],
     }  # fmt: skip
     grids = {"image_grid_thw": pack.image_grids, "video_grid_thw": pack.video_grids}
-    return made | {name: value for name, value in grids.items() if value is not None}
+    features = {collated.THEIRS[name]: value for name, value in pack.features.items()}
+    return made | features | {name: value for name, value in grids.items() if value is not None}
 
 
 def collates(wrong: Callable[[Inputs], Batch]) -> Implementation:

@@ -11,7 +11,7 @@ from assay.audits.candidates import of_family
 from assay.audits.families import causal
 from assay.audits.families.batch_case import BatchCase
 from assay.audits.families.packed_run import ATTENTIONS, TOLD, PackedCall
-from assay.audits.fields import Samples, one_of
+from assay.audits.fields import Samples, Size, one_of
 from assay.audits.terms import Candidate, Operation, Relations
 
 NAME = "packed_positions.model"
@@ -26,17 +26,18 @@ IMAGE_FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 
 @dataclass(frozen=True, kw_only=True)
 class Case(BatchCase):
-    """Parameters of a case: samples, how the model is told where they begin, and its attention."""
+    """Parameters of a case: samples in so many rows, how the model is told where they begin, and its attention."""
 
     family: str = DEFAULT_FAMILY
     samples: Samples = ("t5", "t1", "t7", "t4")
     told: Annotated[str, one_of(TOLD)] = "ids"
+    rows: Size = 1
     attention: Annotated[str, one_of(ATTENTIONS)] = "sdpa"
 
 
 def build(case: Case, dtype: torch.dtype, _device: torch.device) -> PackedCall:
     """The call of a case."""
-    return PackedCall(**case.call(dtype), told=case.told, attention=case.attention)
+    return PackedCall(**case.call(dtype), told=case.told, rows=case.rows, attention=case.attention)
 
 
 def supports(case: Case) -> str | None:
@@ -58,11 +59,14 @@ CASES = {
     "mask": Case(told="mask"),
     "mask-eager": Case(told="mask", attention="eager"),
     "mask-of-ones": Case(told="ones"),
+    "cached": Case(told="cached"),
+    "two-rows": Case(samples=("t5", "t3", "t2", "t6"), rows=2),
     "images": Case(samples=IMAGES),
     "images-eager": Case(samples=IMAGES, attention="eager"),
     "images-flex": Case(samples=IMAGES, attention="flex_attention"),
     "images-flat": Case(samples=IMAGES, told="flat"),
     "images-lengths": Case(samples=IMAGES, told="lengths"),
+    "images-two-rows": Case(samples=("t4 i4x6 t3", "t3", "t3", "t4 i4x6 t3"), rows=2),
     "images-mask": Case(samples=IMAGES, told="mask"),
     "images-mask-of-ones": Case(samples=IMAGES, told="ones"),
 }

@@ -21,7 +21,7 @@ from assay.reference import packed_positions
 Telling = dict[str, Any]
 Breakage = Callable[[Telling, list[int], PackedCall], Telling]
 """From what a model is told, the lengths of the samples and the call, to what it is told instead."""
-BADLY_TAKEN = ("ones", "flat")
+BADLY_TAKEN = ("ones", "flat", "cached")
 """Ways of telling that transformers' own models take badly: faults are not to be caught by that."""
 
 _calls = itertools.count()

@@ -34,8 +34,9 @@ class Inputs:
     """Samples as a data set hands them over, each field a tuple with one tensor for each sample.
 
     ``input_ids``, ``labels`` and ``token_types`` (0 text, 1 image, 2 video) int64 [S]; ``weights`` float32 [S], some
-    other tensor with an entry for each token; grids int64 [M,3], ``seconds`` float32 [M]. ``labelled`` is false where
-    the samples come without labels. ``rule`` is the name of the family's position rule.
+    other tensor with an entry for each token; grids int64 [M,3], ``seconds`` float32 [M]; ``pixels`` and
+    ``video_pixels`` float32 [P,2], a row for each patch of the grids. ``labelled`` is false where the samples come
+    without labels. ``rule`` is the name of the family's position rule.
     """
 
     input_ids: tuple[Tensor, ...]
@@ -45,6 +46,8 @@ class Inputs:
     image_grids: tuple[Tensor, ...]
     video_grids: tuple[Tensor, ...]
     seconds: tuple[Tensor, ...]
+    pixels: tuple[Tensor, ...]
+    video_pixels: tuple[Tensor, ...]
     rule: str
     labelled: bool
     ignore_index: int
@@ -82,10 +85,12 @@ class Inputs:
             video_grids=_some(self.video_grids[number]),
             seconds_per_grid=_some(self.seconds[number]) if timed else None,
             further={"weights": self.weights[number]},
+            features={name: x for name in FEATURES if len(x := getattr(self, name)[number])},
         )
 
 
-PER_SAMPLE = ("input_ids", "labels", "token_types", "weights", "image_grids", "video_grids", "seconds")
+FEATURES = ("pixels", "video_pixels")
+PER_SAMPLE = ("input_ids", "labels", "token_types", "weights", "image_grids", "video_grids", "seconds", *FEATURES)
 
 
 def _some(x: Tensor) -> Tensor | None:
@@ -125,6 +130,10 @@ def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
     def each(name: str, *shape: int, dtype: torch.dtype = torch.int64) -> tuple[Tensor, ...]:
         return tuple(torch.tensor(getattr(row, name), dtype=dtype, device=device).reshape(*shape) for row in rows)
 
+    def patches(name: str) -> tuple[Tensor, ...]:
+        counts = [int(torch.tensor(getattr(row, name)).reshape(-1, 3).prod(-1).sum()) for row in rows]
+        return tuple(torch.rand(count, 2, generator=generator).to(device) for count in counts)
+
     ids = each("tokens", -1)
     return Inputs(
         input_ids=ids,
@@ -134,6 +143,8 @@ def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
         image_grids=each("image_grids", -1, 3),
         video_grids=each("video_grids", -1, 3),
         seconds=each("seconds", -1, dtype=torch.float32),
+        pixels=patches("image_grids"),
+        video_pixels=patches("video_grids"),
         rule=case.rule,
         labelled=case.labels != "none",
         ignore_index=case.ignore_index,
@@ -170,7 +181,12 @@ def _assay(function: Any, inputs: Inputs) -> Outputs:
     own = made.position_ids[None] if made.axis_ids is None else made.axis_ids
     further = {
         name: value
-        for name, value in (("image_grids", made.image_grids), ("video_grids", made.video_grids), *made.further.items())
+        for name, value in (
+            ("image_grids", made.image_grids),
+            ("video_grids", made.video_grids),
+            *made.further.items(),
+            *made.features.items(),
+        )
         if value is not None
     }
     return {
@@ -188,11 +204,11 @@ def _assay(function: Any, inputs: Inputs) -> Outputs:
 
 
 def _collator(function: Any, inputs: Inputs) -> Outputs:
-    return collated.read(function(collated.features(inputs, as_lists=True)), inputs)
+    return collated.called(function, inputs, as_lists=True)
 
 
 def _collator_of_tensors(function: Any, inputs: Inputs) -> Outputs:
-    return collated.read(function(collated.features(inputs, as_lists=False)), inputs)
+    return collated.called(function, inputs, as_lists=False)
 
 
 def _as_it_comes(inputs: Inputs) -> str | None:

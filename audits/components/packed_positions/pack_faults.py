@@ -214,6 +214,18 @@ def further_tensors_padded(inputs: Inputs) -> Batch:
 
 @fault(NAME, "carried")
 @collates
+def pixels_sorted_by_size(inputs: Inputs) -> Batch:
+    """Patches come image by image, the largest first, as a tower takes them best; grids stay in their order.
+
+    Effect: the features of one image stand at the placeholders of another; numbers agree.
+    """
+    made = batch(inputs)
+    largest = sorted((x for x in inputs.pixels if len(x)), key=len, reverse=True)
+    return {**made, "pixel_values": torch.cat(largest)} if largest else made
+
+
+@fault(NAME, "carried")
+@collates
 def grids_once_for_each_sample(inputs: Inputs) -> Batch:
     """Images belong to the batch and are repeated for each sample of the row, as a padding collator has them.
 

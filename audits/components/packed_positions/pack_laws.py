@@ -212,7 +212,7 @@ def empties(trial: Trial) -> Iterator[Evidence]:
 
 
 def carried(trial: Trial) -> Iterator[Evidence]:
-    """Whatever else the samples have is in the batch: by the same map of tokens, and grids in the order of the samples.
+    """Whatever else the samples have is in the batch: by the same map of tokens, or in the order of the samples.
 
     Why: a weight, a mask or a modality for each token means nothing at another token. What a packer does not know and
     leaves out is a feature that is off, without a word; an error would be one.
@@ -221,7 +221,7 @@ def carried(trial: Trial) -> Iterator[Evidence]:
     """
     values, inputs = trial.outcome.values, trial.inputs
     total = sum(inputs.lengths)
-    for name in ("weights", "image_grids", "video_grids"):
+    for name in ("weights", "image_grids", "video_grids", "pixels", "video_pixels"):
         want = torch.cat(getattr(inputs, name))
         got = values.get(f"carried:{name}")
         if not len(want):

@@ -94,9 +94,9 @@ def test_what_a_family_cannot_be_asked_is_told() -> None:
     llama = PackedModel(causal.loaded("llama"))
     with pytest.raises(Inexpressible, match="one axis: nothing is flattened"):
         llama(PackedCall(samples=("t3", "t2"), keys=(0, 1), told="flat"))
-    gemma = PackedModel(causal.loaded("gemma2"))
-    with pytest.raises(Inexpressible, match="has no sdpa attention"):
-        gemma(PackedCall(samples=("t3", "t2"), keys=(0, 1), told="ids"))
+    gpt2 = PackedModel(causal.loaded("gpt2"))
+    with pytest.raises(Inexpressible, match="has no flex_attention attention"):
+        gpt2(PackedCall(samples=("t3", "t2"), keys=(0, 1), told="ids", attention="flex_attention"))
 
 
 def test_probes_of_a_row_and_of_a_sample() -> None:

@@ -25,7 +25,8 @@ from assay.reference.mrope_rules import RULES
 
 TOLD = ("ids", "flat", "lengths", "mask", "ones", "cached")
 """Ways of telling a model where the samples of a row begin, see :class:`PackedCall`."""
-ATTENTIONS = ("eager", "sdpa", "flex_attention")
+ATTENTIONS = ("default", "eager", "sdpa", "flex_attention")
+"""The attention that a family has by default is ``sdpa`` where it has that, and else ``eager``."""
 UNDIFFERENTIATED = ("flex_attention",)
 """Attentions that have no backward pass on a CPU."""
 
@@ -52,7 +53,7 @@ class PackedCall:
     keys: tuple[int, ...]
     told: str = ""
     rows: int = 1
-    attention: str = "sdpa"
+    attention: str = "default"
     gradients: bool = True
     seed: int = 0
     dtype: str = "float64"
@@ -250,6 +251,9 @@ def _probes(logits: list[Tensor], inputs: list[Tensor], *, packed: bool) -> dict
 @contextlib.contextmanager
 def attending(model: Any, attention: str) -> Iterator[None]:
     """The model with an attention. Inexpressible where the family lacks it. Nothing is compiled: that takes minutes."""
+    if attention == "default":
+        yield
+        return
     before = _attention(model)
     try:
         model.set_attn_implementation(attention)

@@ -32,7 +32,7 @@ class Case(BatchCase):
     samples: Samples = ("t5", "t1", "t7", "t4")
     told: Annotated[str, one_of(TOLD)] = "ids"
     rows: Size = 1
-    attention: Annotated[str, one_of(ATTENTIONS)] = "sdpa"
+    attention: Annotated[str, one_of(ATTENTIONS)] = "default"
 
 
 def build(case: Case, dtype: torch.dtype, _device: torch.device) -> PackedCall:

@@ -104,7 +104,7 @@ def order(trial: Trial) -> Iterator[Evidence]:
 def _place(trial: Trial, what: str) -> str:
     """What differs, and how the model was told: what one way of telling breaks is not what another one breaks."""
     call: PackedCall = trial.inputs
-    attention = "" if call.attention == "sdpa" else f", {call.attention.partition('_')[0]}"
+    attention = "" if call.attention == "default" else f", {call.attention.partition('_')[0]}"
     rows = f", {call.rows} rows" if call.rows > 1 else ""
     return f"{what} (told by {call.told}{rows}{attention}{', images' if trial.params.modalities else ''})"
 

@@ -20,7 +20,7 @@ DEFAULT_FAMILY = "qwen3_vl"
 """The family of a case that names none."""
 TEXT_FAMILIES = ("llama", "gemma2", "opt", "qwen3_next")
 """Families of text of the default audit: rotary and learned positions, windows, linear attention. Others by name."""
-IMAGE_FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
+IMAGE_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 """Families with several axes of the default audit; all others by ``--family``."""
 
 

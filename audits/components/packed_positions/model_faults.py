@@ -140,7 +140,7 @@ def apart_with_one_attention_only(call: PackedCall) -> Outputs:
     return _told(_ones_if_eager)(call)
 
 
-@fault(NAME, "order", "isolated", "separate")
+@fault(NAME, "isolated", "separate")
 def first_boundary_only(call: PackedCall) -> Outputs:
     """What begins a sample is looked for once: all after the second's start is one.
 
@@ -185,7 +185,7 @@ def first_sample_numbered_only(call: PackedCall) -> Outputs:
     return _told(_first_numbered)(call)
 
 
-@fault(NAME, "unpacked", "order", link="https://github.com/pytorch/torchtitan/issues/2559")
+@fault(NAME, "unpacked", link="https://github.com/pytorch/torchtitan/issues/2559")
 def positions_run_on(call: PackedCall) -> Outputs:
     """Attention is cut at each sample, and positions count through the row.
 

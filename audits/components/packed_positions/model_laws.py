@@ -31,7 +31,9 @@ def unpacked(trial: Trial) -> Iterator[Evidence]:
     got, want = trial.outcome.values, _alone(trial)
     for kind, where in (("logits", "logits"), ("loss", "loss"), ("grad", "gradients")):
         names = (name for name in want if name.partition(":")[0] == kind and name in got)
-        yield from worst(_place(trial, where), list(_compared(trial, got, want, names)))
+        if broken := list(_compared(trial, got, want, names)):
+            yield from worst(_place(trial, where), broken)
+            return  # what comes after follows from it
 
 
 def isolated(trial: Trial) -> Iterator[Evidence]:
@@ -51,8 +53,9 @@ def isolated(trial: Trial) -> Iterator[Evidence]:
             for kind in ("logits", "inputs") if f"{kind}:{number}" in before
         ]  # fmt: skip
         broken = list(_compared(trial, after, before, others, sides=2))
-        yield from _worst_of_each(trial, broken)
         if broken:
+            seen = [item for item in broken if item.where.startswith("logits")]
+            yield from worst(_place(trial, "logits" if seen else "inputs"), seen or broken)
             return
 
 
@@ -83,36 +86,12 @@ def separate(trial: Trial) -> Iterator[Evidence]:
             return
 
 
-def order(trial: Trial) -> Iterator[Evidence]:
-    """The order of the samples in the row changes nothing for any of them.
-
-    Why: a sampler deals samples out at random, and first and last are where boundaries are easily forgotten.
-
-    Example: a state that is reset at the row's start and at the first boundary only.
-    """
-    call: PackedCall = trial.inputs
-    turned, count = trial.varied(samples=call.samples[::-1], keys=call.keys[::-1]), len(call.keys)
-    mates: dict[str, Tensor] = {}
-    for name, value in turned.items():
-        kind, _, number = name.partition(":")
-        if kind in {"logits", "inputs"}:
-            mates[f"{kind}:{count - 1 - int(number)}"] = value
-    names = [name for name in trial.outcome.values if name in mates]
-    yield from _worst_of_each(trial, list(_compared(trial, mates, trial.outcome.values, names, sides=2)))
-
-
 def _place(trial: Trial, what: str) -> str:
     """What differs, and how the model was told: what one way of telling breaks is not what another one breaks."""
     call: PackedCall = trial.inputs
     attention = "" if call.attention == "default" else f", {call.attention.partition('_')[0]}"
     rows = f", {call.rows} rows" if call.rows > 1 else ""
     return f"{what} (told by {call.told}{rows}{attention}{', images' if trial.params.modalities else ''})"
-
-
-def _worst_of_each(trial: Trial, broken: list[Evidence]) -> Iterator[Evidence]:
-    """One finding for the logits, and one for the gradients of the embeddings."""
-    for kind in ("logits", "inputs"):
-        yield from worst(_place(trial, kind), [item for item in broken if item.where.startswith(kind)])
 
 
 def _alone(trial: Trial, dtype: str = "float64") -> Outputs:
@@ -173,4 +152,4 @@ def _law(check: Any, applies: Any = None) -> Law:
     return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, **more)
 
 
-LAWS = (_law(unpacked), _law(isolated, _several), _law(separate, _differentiable), _law(order, _several))
+LAWS = (_law(unpacked), _law(isolated, _several), _law(separate, _differentiable))

@@ -73,6 +73,12 @@ def test_a_cache_hides_the_samples() -> None:
     assert {"isolated", "separate", "unpacked"} <= {rule for rule, _ in _family("llama", "cached")}
 
 
+def test_the_trainers_switch_does_not_reach_the_text_model() -> None:
+    """It is set in the model's configuration; that of the text model inside keeps its cache on."""
+    assert _family("llama", "trainer") == []
+    assert ("separate", "leaks (told by trainer)") in _family("qwen3_vl", "trainer")
+
+
 def test_several_rows_are_told_apart() -> None:
     assert _family("llama", "two-rows") == []
     assert _family("qwen3_vl", "two-rows", "images-two-rows") == []

@@ -23,7 +23,7 @@ from assay.audits.terms import Family, Inexpressible, Outputs
 from assay.reference import packed_positions
 from assay.reference.mrope_rules import RULES
 
-TOLD = ("ids", "flat", "lengths", "mask", "ones", "cached")
+TOLD = ("ids", "flat", "lengths", "mask", "ones", "cached", "trainer")
 """Ways of telling a model where the samples of a row begin, see :class:`PackedCall`."""
 ATTENTIONS = ("default", "eager", "sdpa", "flex_attention")
 """The attention that a family has by default is ``sdpa`` where it has that, and else ``eager``."""
@@ -42,7 +42,8 @@ class PackedCall:
     ``lengths``: as ``ids``, with all that a flattening collator can add: cumulative lengths, and the number of each
     token's sample. ``mask``: ids on the family's axes and a block-diagonal mask of four dimensions.
     ``ones``: as ``ids``, with a mask of ones. ``cached``: as ``ids``, with an empty cache, which is what most
-    configurations have by default; everything else runs without.
+    configurations have by default; everything else runs without. ``trainer``: as ``ids``, the cache turned off where
+    transformers' ``Trainer`` does it, in the model's own configuration, and the forward told nothing.
 
     The samples stand in ``rows`` of equal length, in their order.
 
@@ -119,11 +120,11 @@ class PackedModel:
         given = {name: value for name, value in batch.items() if accepts(model, name)}
         if "attention_mask" in batch and "attention_mask" not in given:
             raise Inexpressible("forward takes no attention_mask")
-        if call.told == "cached" and not accepts(model, "use_cache"):
-            raise Inexpressible("forward takes no use_cache")
-        cache = {"use_cache": True} if call.told == "cached" else uncached(model)
         try:
-            logits = model(**given, **cache).logits
+            with caching(model, call.told) as cache:
+                logits = model(**given, **cache).logits
+        except Inexpressible:
+            raise
         except Exception as error:
             text = " ".join(str(error).split())[:160]
             raise Inexpressible(f"refused: {type(error).__name__}: {text}") from error
@@ -165,6 +166,22 @@ class PackedModel:
             ids = seen.positions[0]
             found.append(ids[-count:] if ids.ndim == 3 else ids[None].expand(count, -1, -1))
         return torch.cat(found, dim=-1)
+
+
+@contextlib.contextmanager
+def caching(model: Any, told: str) -> Iterator[dict[str, bool]]:
+    """What a forward is told of its cache, and the model's configuration meanwhile."""
+    if told == "cached" and not accepts(model, "use_cache"):
+        raise Inexpressible("forward takes no use_cache")
+    if told != "trainer":
+        yield {"use_cache": True} if told == "cached" else uncached(model)
+        return
+    before = getattr(model.config, "use_cache", None)
+    model.config.use_cache = False
+    try:
+        yield {}
+    finally:
+        model.config.use_cache = before
 
 
 def joined(alone: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

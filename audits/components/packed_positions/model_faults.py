@@ -21,7 +21,7 @@ from assay.reference import packed_positions
 Telling = dict[str, Any]
 Breakage = Callable[[Telling, list[int], PackedCall], Telling]
 """From what a model is told, the lengths of the samples and the call, to what it is told instead."""
-BADLY_TAKEN = ("ones", "flat", "cached")
+BADLY_TAKEN = ("ones", "flat", "cached", "trainer")
 """Ways of telling that transformers' own models take badly: faults are not to be caught by that."""
 
 _calls = itertools.count()
@@ -34,9 +34,12 @@ class _Told(PackedModel):
         self._breakage = breakage
         super().__init__(loaded(family))
 
-    def telling(self, model: Any, call: PackedCall, alone: Sequence[Mapping[str, Any]]) -> Telling:
+    def __call__(self, call: PackedCall) -> Outputs:
         told = "mask" if call.told in BADLY_TAKEN else call.told
-        right = super().telling(model, dataclasses.replace(call, told=told), alone)
+        return super().__call__(dataclasses.replace(call, told=told))
+
+    def telling(self, model: Any, call: PackedCall, alone: Sequence[Mapping[str, Any]]) -> Telling:
+        right = super().telling(model, call, alone)
         return self._breakage(right, [batch["input_ids"].shape[1] for batch in alone], call)
 
 
@@ -118,6 +121,33 @@ def _run_on(told: Telling, lengths: list[int], call: PackedCall) -> Telling:
     return _of_call({**_masked(told, _numbers(lengths)), "position_ids": row}, call)
 
 
+def _nothing(told: Telling, lengths: list[int], _call: PackedCall) -> Telling:
+    return {"position_ids": torch.arange(sum(lengths)).expand_as(told["position_ids"])}
+
+
+def _plain_mask(told: Telling, lengths: list[int], call: PackedCall) -> Telling:
+    return _of_call(_masked(told, torch.ones(1, sum(lengths), dtype=torch.int64)), call)
+
+
+class _Recurrent(_Told):
+    """A model whose first layer mixes each token with the one before it in the row, told of samples or not."""
+
+    def _made(self) -> Any:
+        model = super()._made()
+        model.model.layers[0].register_forward_pre_hook(_mixes)
+        return model
+
+
+def _mixes(_layer: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    hidden = args[0]
+    return (hidden + torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1) / 2, *args[1:])
+
+
+@functools.lru_cache(maxsize=1)
+def _recurrent() -> _Recurrent:
+    return _Recurrent(_as_it_is, "llama")
+
+
 def _drifting(told: Telling, _lengths: list[int], _call: PackedCall) -> Telling:
     return {**told, "position_ids": told["position_ids"] + next(_calls) % 2}
 
@@ -193,6 +223,33 @@ def positions_run_on(call: PackedCall) -> Outputs:
     something is scaled by length.
     """
     return _told(_run_on, "gpt2")(call)
+
+
+@fault(NAME, "separate", "isolated", "unpacked", link="https://github.com/modelscope/ms-swift/issues/4439")
+def nothing_told(call: PackedCall) -> Outputs:
+    """The path of the flattened batch to the model loses position ids and lengths; the model counts for itself.
+
+    Effect: answers hold what was asked for in other samples.
+    """
+    return _told(_nothing)(call)
+
+
+@fault(NAME, "separate", "isolated", link="https://github.com/huggingface/transformers/pull/39194")
+def mask_made_without_the_ids(call: PackedCall) -> Outputs:
+    """The family's forward takes position ids and makes its mask without them.
+
+    Effect: positions restart and attention does not; of two families side by side in a list, one leaks.
+    """
+    return _told(_plain_mask)(call)
+
+
+@fault(NAME, "separate", "isolated", "unpacked", link="https://github.com/modelscope/ms-swift/issues/9618")
+def state_runs_on(call: PackedCall) -> Outputs:
+    """Attention is cut at each sample; a convolution or a recurrent state beside it hears of no sample.
+
+    Effect: the first tokens of a sample carry the end of the one before, in every hybrid model.
+    """
+    return _recurrent()(call)
 
 
 @fault(NAME, "nondeterministic")

@@ -186,4 +186,16 @@ def positions_not_packed(inputs: Inputs) -> Batch:
     return {**made, "position_ids": made["position_ids"][..., places]}
 
 
+@fault(NAME, "restarts", "boundaries", link="https://github.com/modelscope/ms-swift/issues/4439")
+@collates
+def nothing_told(inputs: Inputs) -> Batch:
+    """The row has ids and labels, and neither positions nor lengths.
+
+    Effect: the model takes the row for one sample.
+    """
+    made = without_lengths(batch(inputs))
+    del made["position_ids"]
+    return made
+
+
 FAULTS = gathered(globals())

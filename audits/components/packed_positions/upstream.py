@@ -68,13 +68,10 @@ def _mask(attention: str, position_ids: Tensor) -> Tensor | None:
 
     config = LlamaConfig(num_hidden_layers=1)
     config._attn_implementation = attention  # noqa: SLF001 - what masks are made for
-    hidden = torch.zeros(*position_ids.shape, 1)
-    named = (
-        "inputs_embeds"
-        if "inputs_embeds" in inspect.signature(masking_utils.create_causal_mask).parameters
-        else "input_embeds"
-    )
+    known = inspect.signature(masking_utils.create_causal_mask).parameters
+    named = {"inputs_embeds" if "inputs_embeds" in known else "input_embeds": torch.zeros(*position_ids.shape, 1)}
+    named |= {"cache_position": torch.arange(position_ids.shape[1])} if "cache_position" in known else {}
     made: Tensor | None = masking_utils.create_causal_mask(
-        config=config, attention_mask=None, past_key_values=None, position_ids=position_ids, **{named: hidden}
+        config=config, attention_mask=None, past_key_values=None, position_ids=position_ids, **named
     )
     return made

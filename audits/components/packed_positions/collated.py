@@ -73,7 +73,7 @@ def _feature(inputs: Inputs, number: int, *, as_lists: bool) -> dict[str, Any]:
 def read(batch: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """The operation's outputs, of a batch of one row. What was appended for alignment, and is ignored, is cut off."""
     flat = {name: torch.as_tensor(value) for name, value in batch.items() if _is_numbers(value)}
-    ids = _row(flat["input_ids"], "input_ids")
+    ids = _row(flat["input_ids"], "input_ids").long()
     total = len(ids)
     out: dict[str, Tensor] = {"input_ids": ids}
     if "labels" in flat:
@@ -125,6 +125,7 @@ def _positions(ids: Tensor | None, inputs: Inputs, total: int) -> tuple[Tensor |
         return None, None
     axes = _axes(inputs)
     ids = ids[:, 0] if ids.ndim == 3 and ids.shape[1] == 1 else ids
+    ids = ids if ids.is_floating_point() else ids.long()
     if ids.ndim == 1 or (ids.ndim == 2 and len(ids) == 1):
         return _row(ids, "position_ids"), None
     if axes > 1 and ids.shape == (axes, total):

@@ -159,7 +159,7 @@ def _labels(case: Case, place: int, ids: Tensor) -> Tensor:
 
 def supports(case: Case) -> str | None:
     """Which samples a rule has positions for. Each has a token at least: empty ones have a law of their own."""
-    if any(not samples.parse(text).segments or text == "t0" for text in case.samples):
+    if any(all(part == samples.Text(0) for part in samples.parse(text).segments) for text in case.samples):
         return "a sample without tokens"
     if case.rule == TEXT:
         return "the rule is that of text alone" if case.modalities else None
@@ -278,6 +278,22 @@ def strategy() -> st.SearchStrategy[Case]:
     return st.one_of(of(TEXT, text), of("qwen2_5_vl", mixed), of("qwen3_vl", mixed), of("qwen2_vl", mixed))
 
 
+MANUAL = {
+    "Features (collator, collator-tensors)": (
+        "input_ids, labels, attention_mask (of ones)  S numbers each; labels are left out in some cases",
+        "weights  S numbers: stands for whatever else there is for each token",
+        "mm_token_type_ids  S numbers, 0 text, 1 image, 2 video, under a rule with several axes",
+        "image_grid_thw, video_grid_thw, pixel_values, pixel_values_videos, second_per_grid_ts  where there are any",
+    ),
+    "Batch": (
+        "input_ids, labels (or shift_labels)  [1,T]; what fills the row up may follow, with labels of -100",
+        "position_ids  [1,T]; for several axes [A,1,T], or [1+A,1,T] with a row for the text in front",
+        "where samples begin: ids that restart, cu_seq_lens_q (cu_seqlens) and max_length_q (max_seqlen), seq_idx,",
+        "or an attention_mask of sample numbers or of four dimensions; a mask of ones hides all others",
+        "weights [1,T], grids and pixels under the names that they had",
+    ),
+}
+
 OPERATION = Operation(
     name=NAME,
     summary="samples put into one row: ids, labels, positions, and what tells them apart",
@@ -290,6 +306,7 @@ OPERATION = Operation(
     strategy=strategy,
     supports=supports,
     dtypes=("int64",),
+    manual=lambda: MANUAL,
 )
 
 _UPSTREAM = "assay.audits.components.packed_positions.upstream"

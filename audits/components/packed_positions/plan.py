@@ -146,11 +146,17 @@ CASES = {
 
 
 def strategy() -> st.SearchStrategy[Case]:
-    """Up to a dozen lengths of all sizes, those of a whole pack and of none among them."""
+    """Up to a dozen lengths of all sizes, those of a whole pack and of none among them; longer ones with a policy."""
 
     def case(capacity: int) -> st.SearchStrategy[Case]:
         length = st.one_of(st.integers(0, capacity), st.sampled_from([1, capacity]))
-        return st.builds(Case, lengths=st.lists(length, max_size=12).map(tuple), capacity=st.just(capacity))
+        longer = st.one_of(length, st.integers(capacity + 1, 3 * capacity))
+        fitting, any_size = (st.lists(size, max_size=12).map(tuple) for size in (length, longer))
+        policies = st.sampled_from([name for name in packed_positions.POLICIES if name != "error"])
+        return st.one_of(
+            st.builds(Case, lengths=fitting, capacity=st.just(capacity)),
+            st.builds(Case, lengths=any_size, capacity=st.just(capacity), overlong=policies),
+        )
 
     return st.integers(1, 20).flatmap(case)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import torch
 
@@ -77,9 +77,6 @@ def int32(trial: Trial) -> Iterator[Evidence]:
         yield Evidence(where="cu_seqlens", measured=str(found), limit="torch.int32", message="another dtype")
 
 
-def _law(check: Any, applies: Any = None) -> Law:
-    more = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, **more)
-
+_law = partial(Law.of, (NAME,))
 
 LAWS = (_law(counted), _law(longest), _law(by_row, rows.several_rows), _law(int32))

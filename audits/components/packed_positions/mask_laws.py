@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from assay.audits.components.packed_positions import rows
 from assay.audits.components.packed_positions.mask import NAME
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Law
+from assay.audits.terms import Evidence, Inexpressible, Law
 
 CLOSED = -1e4
 """What is added where nothing is to be seen is at most this: its exponential is zero in every dtype."""
@@ -99,7 +99,7 @@ def added(trial: Trial) -> Iterator[Evidence]:
     """
     values = trial.outcome.values
     if "added" not in values:
-        return
+        raise Inexpressible("the mask is not one that is added")
     seen, scores = _seen(trial), values["added"]
     real = (trial.inputs.segments != 0)[:, :, None]
     low = real & ~seen & ~(scores <= CLOSED)
@@ -132,10 +132,7 @@ def _none(wrong: Tensor, message: str) -> Iterator[Evidence]:
         )  # fmt: skip
 
 
-def _law(check: Any, applies: Any = None) -> Law:
-    more = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, **more)
-
+_law = partial(Law.of, (NAME,))
 
 LAWS = (
     _law(causal), _law(isolated), _law(complete), _law(alone, rows.several_rows),

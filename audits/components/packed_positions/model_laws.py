@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -147,9 +147,6 @@ def _differentiable(_operation: Operation, case: Case) -> str | None:
     return f"{case.attention} has no gradients on a CPU" if case.attention in UNDIFFERENTIATED else None
 
 
-def _law(check: Any, applies: Any = None) -> Law:
-    more = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, **more)
-
+_law = partial(Law.of, (NAME,))
 
 LAWS = (_law(unpacked), _law(isolated, _several), _law(separate, _differentiable))

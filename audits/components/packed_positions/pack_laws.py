@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from assay.audits.components.packed_positions.pack import NAME, PER_SAMPLE, TEXT, Inputs
-from assay.audits.components.packed_positions.plan_laws import NO_ANSWER
 from assay.audits.laws.parity import exactly
-from assay.audits.laws.trial import Broken, Trial, refuse_inexpressible
-from assay.audits.terms import Evidence, Law, Operation
+from assay.audits.laws.trial import Trial
+from assay.audits.terms import Evidence, Inexpressible, Law, Operation
 
 OF_A_SAMPLE = ("input_ids", "labels", "text_positions", "positions", "carried:weights", "carried:token_types")
 """Outputs with an entry for each token, in which a sample must be as it is alone."""
@@ -87,6 +87,8 @@ def agree(trial: Trial) -> Iterator[Evidence]:
     """
     values = trial.outcome.values
     told = {name: _renumbered(value) for name, value in values.items() if name.startswith("told:")}
+    if len(told) < 2:
+        raise Inexpressible("not more than one thing says where samples begin")
     own = _renumbered(values["segments"])
     for name, numbers in told.items():
         if not torch.equal(numbers, own):
@@ -171,10 +173,11 @@ def grid(trial: Trial) -> Iterator[Evidence]:
     Example: a recipe that has no rule of the model at hand when it packs, and takes 0, 1, 2, ...
     """
     ids, inputs = trial.outcome.values["positions"], trial.inputs
-    for number, own in _slices(inputs):
+    grids = [(number, own) for number, own in _slices(inputs) if _is_a_grid(inputs, number)]
+    if not grids:
+        raise Inexpressible("no image has several rows and several columns")
+    for number, own in grids:
         visual = inputs.token_types[number] > 0
-        if not _is_a_grid(inputs, number) or not bool(visual.any()):
-            continue
         block = ids[:, own][:, visual].double()
         same = [axis for axis in range(1, min(3, len(block))) if torch.equal(block[axis], block[0])]
         if len(block) < 3 or same:
@@ -201,10 +204,7 @@ def empties(trial: Trial) -> Iterator[Evidence]:
             for name in PER_SAMPLE
         }
         asked = dataclasses.replace(inputs, **joined)
-        outcome = trial.subject.call(asked)
-        refuse_inexpressible(outcome)
-        if outcome.raised and outcome.raised.kind in NO_ANSWER:
-            raise Broken(outcome, asked)
+        outcome = trial.attempt(asked)
         if outcome.raised is None:
             for name in ("input_ids", "labels", "text_positions", "positions"):
                 got, want = outcome.values[name], trial.outcome.values[name]
@@ -308,10 +308,7 @@ def _filled(_operation: Operation, case: Any) -> str | None:
     return None if case.multiple > 1 else "nothing is aligned"
 
 
-def _law(check: Any, applies: Any = None) -> Law:
-    more = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, **more)
-
+_law = partial(Law.of, (NAME,))
 
 LAWS = (
     _law(tokens), _law(restarts), _law(boundaries), _law(agree), _law(first_label), _law(labels_kept),

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from assay.audits.components.packed_positions.plan import NAME, Inputs
-from assay.audits.laws.trial import Broken, Trial, refuse_inexpressible
+from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation
-
-NO_ANSWER = frozenset({"exit", "signal", "timeout", "memory", "unloadable", "BadReturn"})
-"""Ways in which a call ends that say nothing about its arguments."""
 
 
 def once(trial: Trial) -> Iterator[Evidence]:
@@ -117,10 +115,7 @@ def overlong(trial: Trial) -> Iterator[Evidence]:
     inputs: Inputs = trial.inputs
     long = torch.cat([inputs.lengths, inputs.lengths.new_tensor([inputs.capacity + 1])])
     asked = dataclasses.replace(inputs, lengths=long, overlong="error")
-    outcome = trial.subject.call(asked)
-    refuse_inexpressible(outcome)
-    if outcome.raised and outcome.raised.kind in NO_ANSWER:
-        raise Broken(outcome, asked)
+    outcome = trial.attempt(asked)
     if outcome.raised is None:
         placed = [row for row in outcome.values["pieces"].tolist() if row[1] == len(inputs.lengths)]
         yield Evidence(
@@ -157,9 +152,6 @@ def _several(_operation: Operation, case: Any) -> str | None:
     return None if len(set(case.lengths)) > 1 else "all samples are alike"
 
 
-def _law(check: Any, applies: Any = None) -> Law:
-    more = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, **more)
-
+_law = partial(Law.of, (NAME,))
 
 LAWS = (_law(once), _law(fits), _law(whole), _law(fills), _law(overlong), _law(later, _several))

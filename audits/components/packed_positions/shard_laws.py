@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from assay.audits.components.packed_positions.plan_laws import NO_ANSWER
 from assay.audits.components.packed_positions.shard import ANY, IGNORED, NAME, Inputs
 from assay.audits.laws.parity import exactly
-from assay.audits.laws.trial import Broken, Trial, refuse_inexpressible
+from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law, Operation, Outputs
 from assay.reference import packed_positions
 
@@ -129,11 +129,8 @@ def uneven(trial: Trial) -> Iterator[Evidence]:
     """
     inputs: Inputs = trial.inputs
     short = inputs.cut(inputs.tokens - 1)
-    outcome = trial.subject.call(short)
-    refuse_inexpressible(outcome)
+    outcome = trial.attempt(short)
     if outcome.raised:
-        if outcome.raised.kind in NO_ANSWER:
-            raise Broken(outcome, short)
         return
     known = set(short.batch["input_ids"].flatten().tolist())
     pieces = _pieces(outcome.values, short, "input_ids")
@@ -170,9 +167,6 @@ def _cut(_operation: Operation, case: Any) -> str | None:
     return None if case.world > 1 and sum(case.rows[0]) > 1 else "one rank has everything"
 
 
-def _law(check: Any, applies: Any = None) -> Law:
-    more = {"applies": applies} if applies else {}
-    return Law(name=check.__name__, operations=(NAME,), check=check, doc=check.__doc__, **more)
-
+_law = partial(Law.of, (NAME,))
 
 LAWS = (_law(once), _law(together), _law(targets), _law(layout, _told), _law(uneven, _cut))

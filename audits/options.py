@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """How much to audit. Amounts may differ between a laptop and CI; limits never do."""
+    """How much to audit. Amounts may differ between a laptop and CI; limits never do.
+
+    ``brief``: relations are asked in the first dtype alone. All cases are compared with the reference in every dtype.
+    """
 
     laws: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()
@@ -16,6 +19,7 @@ class Options:
     device: str = "cpu"
     dtypes: tuple[str, ...] = ()
     time_limit: float = 20.0
+    brief: bool = False
 
     @property
     def filtered(self) -> bool:

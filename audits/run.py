@@ -227,19 +227,23 @@ def _excused(tally: Tally, law: Law, params: Any, reason: str | None) -> bool:
 
 
 def _spared(tally: Tally, law: Law, dtype: str) -> bool:
-    """Whether a costly candidate is spared a relation on this case, which others of its cases stand for.
+    """Whether a candidate is spared a relation on this case, which others of its cases stand for.
 
-    All named cases are compared with the reference, in every dtype. Relations, which take many calls, are asked in the
-    first dtype, on every fifth case.
+    All named cases are compared with the reference, in every dtype. Relations take many calls: in a brief audit they
+    are asked in the first dtype, and those of a costly candidate on every fifth case of it.
     """
-    if not tally.costly or law.name in COMPARISONS:
+    if law.name in COMPARISONS or not (tally.costly or tally.options.brief):
         return False
     first = (tally.options.dtypes or tally.operation.dtypes)[0]
-    if dtype == first:
-        tally.offered[law.name] += 1
-        if tally.offered[law.name] % COSTLY == 1:
-            return False
-    tally.excuse(law.name, f"a costly candidate is asked in {first}, on every {COSTLY}th case, on a CPU")
+    if dtype != first:
+        tally.excuse(law.name, f"relations are asked in {first} of candidates that are costly or one of many")
+        return True
+    if not tally.costly:
+        return False
+    tally.offered[law.name] += 1
+    if tally.offered[law.name] % COSTLY == 1:
+        return False
+    tally.excuse(law.name, f"a costly candidate is asked on every {COSTLY}th case, on a CPU")
     return True
 
 

@@ -107,9 +107,10 @@ def _fit(operation: Operation, options: Options) -> Options | None:
 
 
 def _shared(candidate: Candidate, options: Options) -> Options:
-    """The options of one candidate among all: families that nobody named share the search."""
-    few = -(-options.examples // FEWER) if "family" in candidate.target else options.examples
-    return replace(options, examples=few)
+    """The options of one candidate among all: families that nobody named share the search, and are judged briefly."""
+    if "family" not in candidate.target:
+        return options
+    return replace(options, examples=-(-options.examples // FEWER), brief=True)
 
 
 def _dtypes(operation: Operation) -> tuple[str, ...]:
@@ -164,7 +165,7 @@ def _asked(request: Request, options: Options) -> Mapping[str, Any]:
     """What was asked, as plain JSON; what was left out is left out."""
     asked = {**asdict(request), **asdict(options)}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asked.items()}
-    return {key: value for key, value in sorted(plain.items()) if value not in (None, [], "")}
+    return {key: value for key, value in sorted(plain.items()) if value not in (None, [], "") and value is not False}
 
 
 def today() -> dt.date:

@@ -31,10 +31,13 @@ class Request:
     form: str | None = None
     families: tuple[str, ...] = ()
     patch: str | None = None
+    pipeline: str | None = None
 
 
 def plan(request: Request, describe: Describe | None = None) -> tuple[tuple[Operation, Candidate], ...]:
     """The audits that a request asks for, in a fixed order. :class:`UsageError` names what is possible."""
+    if request.pipeline:
+        return _pipelines(request)
     operations = _operations(request.targets)
     if request.candidate:
         if request.patch:
@@ -57,6 +60,22 @@ def plan(request: Request, describe: Describe | None = None) -> tuple[tuple[Oper
     own = ((op, candidate) for op in operations for candidate in registry.candidates(op.name))
     every = _of_families(operations, discovery.installed_families(), "")
     return (*own, *((op, candidate) for op, candidate in every if not registry.on_request(candidate)))
+
+
+def _pipelines(request: Request) -> tuple[tuple[Operation, Candidate], ...]:
+    """The user's pipeline, for the operations that judge pipelines."""
+    others = {"--candidate": request.candidate, "--patch": request.patch, "--family": request.families}
+    if also := [name for name, value in others.items() if value]:
+        message = f"--pipeline brings its own model: it goes without {', '.join(also)}"
+        raise UsageError(message)
+    ref = str(request.pipeline)
+    found = ((op, registry.pipeline_candidate(op.name, ref)) for op in _operations(request.targets))
+    pairs = tuple((op, candidate) for op, candidate in found if candidate is not None)
+    if not pairs:
+        judging = [name for name in registry.operations() if registry.pipeline_candidate(name, ref)]
+        message = f"--pipeline is judged by {', '.join(judging)}, not by {', '.join(request.targets)}"
+        raise UsageError(message)
+    return pairs
 
 
 def _operations(targets: tuple[str, ...]) -> tuple[Operation, ...]:
@@ -132,7 +151,10 @@ def _function(
         raise UsageError(message)
     operation = operations[0]
     if not operation.forms:
-        message = f"{operation.name} judges models, not functions: ask with --family, and --patch for a patch"
+        how = "models, not functions: ask with --family, and --patch for a patch"
+        if registry.pipeline_candidate(operation.name, ref):
+            how = "pipelines, not functions: ask with --pipeline"
+        message = f"{operation.name} judges {how}"
         raise UsageError(message)
     chosen = form_named(operation, form) if form else _recognised(operation, ref, describe)
     yield operation, Candidate(

@@ -52,6 +52,10 @@ CaseName = Annotated[
 Dtype = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this dtype; repeatable.")]
 Target = Annotated[str | None, typer.Option(metavar="PKG.MOD:FN", help="The implementation to audit.")]
 Patch = Annotated[str | None, typer.Option(metavar="PKG.MOD:APPLY", help="The patch of a model to audit.")]
+PipelineRef = Annotated[
+    str | None,
+    typer.Option("--pipeline", metavar="PKG.MOD:MAKE", help="The function that makes the training pipeline to audit."),
+]
 FormName = Annotated[
     str | None, typer.Option(metavar="NAME", help="How the candidate is called, where its signature leaves a doubt.")
 ]
@@ -77,6 +81,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     form: FormName = None,
     family: Family = None,
     patch: Patch = None,
+    pipeline: PipelineRef = None,
     law: LawName = None,
     case: CaseName = None,
     seed: Seed = 0,
@@ -102,11 +107,12 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     paths = {name: path for name in OUTPUTS if (path := ctx.params[name]) is not None}
     session.check_outputs(paths)
     excuses = session.excuses(waivers)
-    if candidate or patch:
+    if candidate or patch or pipeline:
         _import_from_here()
     request = Request(
-        targets=tuple(targets or ()), candidate=candidate, form=form, families=tuple(family or ()), patch=patch
-    )
+        targets=tuple(targets or ()), candidate=candidate, form=form, families=tuple(family or ()), patch=patch,
+        pipeline=pipeline,
+    )  # fmt: skip
     options = Options(
         laws=tuple(law or ()), cases=tuple(case or ()), seed=seed, examples=examples,
         device=device, dtypes=tuple(dtype or ()), time_limit=time_limit,
@@ -117,6 +123,28 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     session.write(report, paths)
     _tell(report, quiet=quiet, annotations=annotations)
     raise typer.Exit(EXIT[report.verdict])
+
+
+@app.command()
+def show(
+    pipeline: Annotated[
+        str, typer.Option(metavar="PKG.MOD:MAKE", help="The function that makes the pipeline, as for audit.")
+    ],
+    samples: Annotated[
+        str, typer.Option(metavar="0,1,2", help="The samples of the batch by their indices; the first four.")
+    ] = "",
+    html: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("batch.html"),
+    time_limit: Limit = 60.0,
+) -> None:
+    """Draw one batch of a pipeline as a page: every token, what is trained on, and the positions."""
+    from assay.audits import pipeline_show, session
+
+    session.check_outputs({"html": html})
+    _import_from_here()
+    shown = pipeline_show.page(pipeline, pipeline_show.indices(samples), time_limit)
+    session.written(html, shown.html)
+    for line in (*shown.lines, f"{html} written"):
+        typer.echo(line)
 
 
 @app.command("list")

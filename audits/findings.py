@@ -76,12 +76,15 @@ def fingerprint(*parts: str) -> str:
 def repro(operation: Operation, candidate: Candidate, broke: Broke, options: Options) -> str:
     """One command that runs this law on this case again."""
     target = candidate.target
+    own_name = target.get("pipeline") != candidate.name
     words = ["assay", "audit", operation.name]
+    if not own_name:
+        words += ["--pipeline", candidate.name]
     if "family" in target:
         words += ["--family", str(target["family"])]
     if target.get("patch"):
         words += ["--patch", str(target["patch"])]
-    if "family" not in target:
+    if "family" not in target and own_name:
         name = candidate.name.removesuffix(f"@{candidate.judged_as}")
         words += ["--candidate", str(target["ref"]) if target.get("public") else name]
         words += ["--form", candidate.form] if target.get("public") and candidate.form else []

@@ -113,6 +113,14 @@ def family_candidate(operation_name: str, family: str, patch: str = "") -> Candi
     return candidate
 
 
+def pipeline_candidate(operation_name: str, ref: str) -> Candidate | None:
+    """What an operation judges of the pipeline that ``package.module:make`` returns; None where that is nothing."""
+    found = operation(operation_name)
+    offered = getattr(_load(found.component, "operations"), "pipeline_candidate", None)
+    candidate: Candidate | None = offered(operation_name, ref) if offered else None
+    return candidate
+
+
 def on_request(candidate: Candidate) -> bool:
     """Whether a family's candidate is audited only where the family is asked for by name."""
     offered = getattr(_load(operation(candidate.operation).component, "operations"), "on_request", None)

@@ -41,13 +41,22 @@ def conduct(request: Request, options: Options, progress: Progress = _quiet) -> 
             pool.start()  # it comes up while the plan is made
         work = planned(request, options, pool.describe)
         report = merge(_audits(work, pool, progress))
-    narrowed = bool(request.targets or request.candidate or request.families or request.patch)
+    _refuse_misfit(report)
+    narrowed = bool(request.targets or request.candidate or request.families or request.patch or request.pipeline)
     return replace(report, request=_asked(request, options), filtered=report.filtered or narrowed)
 
 
 def _foreign(request: Request) -> bool:
     """Whether the request names a function of somebody's, for which every second of waiting counts."""
-    return ":" in (request.candidate or "").removeprefix("fault:")
+    return bool(request.pipeline) or ":" in (request.candidate or "").removeprefix("fault:")
+
+
+def _refuse_misfit(report: Report) -> None:
+    """BadUsage that a worker raised: what a user's function returns is known only where it runs."""
+    told = f"{BadUsage.__name__}: "
+    for item in report.findings:
+        if item.rule.endswith(".unloadable") and item.message.startswith(told):
+            raise BadUsage(item.message.removeprefix(told).partition(' File "')[0])
 
 
 def _audits(work: list[Work], pool: Pool, progress: Progress) -> list[Report]:
@@ -66,7 +75,8 @@ def _audits(work: list[Work], pool: Pool, progress: Progress) -> list[Report]:
     foreign = [place for place, (_, candidate, _) in enumerate(work) if not candidate.trusted]
     for place in sorted(set(range(len(work))) - set(foreign)):
         one(place, None)
-    pool.each(foreign, one, MODELS if any("family" in work[place][1].target for place in foreign) else ())
+    modelled = any({"family", "pipeline"} & set(work[place][1].target) for place in foreign)
+    pool.each(foreign, one, MODELS if modelled else ())
     return [reports[place] for place in range(len(work))]
 
 
@@ -196,11 +206,16 @@ def check_outputs(paths: Mapping[str, Path]) -> None:
 def write(report: Report, paths: Mapping[str, Path]) -> None:
     """Write the report to each path in its format: ``json``, ``junit``, ``sarif``, ``markdown`` or ``html``."""
     for name, text in _rendered(report, paths):
-        try:
-            paths[name].write_text(text, encoding="utf-8")
-        except OSError as error:
-            message = f"--{name}: cannot write {paths[name]}: {error.strerror}"
-            raise BadUsage(message) from error
+        written(paths[name], text, name)
+
+
+def written(path: Path, text: str, name: str = "html") -> None:
+    """Write a file; BadUsage with the option's name where that cannot be."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        message = f"--{name}: cannot write {path}: {error.strerror}"
+        raise BadUsage(message) from error
 
 
 def _rendered(report: Report, paths: Mapping[str, Path]) -> Iterator[tuple[str, str]]:

@@ -24,8 +24,9 @@ class Row:
     """One row of a batch, as lists of S entries.
 
     ``texts`` are what each token decodes to, ``kinds`` are of :data:`KINDS`, ``trained`` says which tokens have a
-    label, ``starts`` where samples begin (the places, 0 among them). ``axes`` are position ids by the name of the axis.
-    ``notes`` are sentences about the row.
+    label, ``starts`` where samples begin (the places, 0 among them), ``samples`` what each of these is called (its
+    number where nothing is said). ``axes`` are position ids by the name of the axis. ``notes`` are sentences about the
+    row.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Row:
     kinds: Sequence[str]
     trained: Sequence[bool]
     starts: Sequence[int] = (0,)
+    samples: Sequence[str] = ()
     axes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -44,6 +46,9 @@ class Row:
             if len(values) != len(self.ids):
                 message = f"{name}: expected {len(self.ids)} entries, one for each token, got {len(values)}"
                 raise ValueError(message)
+        if self.samples and len(self.samples) != len(self.starts):
+            message = f"samples: expected {len(self.starts)} names, one for each start, got {len(self.samples)}"
+            raise ValueError(message)
         if unknown := set(self.kinds) - set(KINDS):
             message = f"kinds: expected some of {', '.join(KINDS)}, got {', '.join(sorted(unknown))}"
             raise ValueError(message)
@@ -120,8 +125,11 @@ class _Shown:
         number = 0
         for start, stop in pairwise(edges):
             number += start in starts
-            heading = f"sample {number}" if start in starts and self.samples > 1 else ""
+            heading = self._named(number) if start in starts and self.samples > 1 else ""
             yield heading, [self._cell(place) for place in range(start, stop)]
+
+    def _named(self, number: int) -> str:
+        return self.row.samples[number - 1] if self.row.samples else f"sample {number}"
 
     def _cell(self, place: int) -> tuple[str, str, str]:
         row, kind = self.row, self.row.kinds[place]

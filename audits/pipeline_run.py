@@ -1,0 +1,179 @@
+"""Answers questions about a pipeline: the batch of some samples, and what the model makes of it.
+
+A :class:`BatchCall` in, named tensors out. It lives in the worker; the judge sees no dataset, collator or model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.audits.patch_runs import as_bytes
+from assay.audits.pipeline_facts import Facts, facts
+from assay.audits.pipeline_model import accepted, forward, refused, used_positions
+from assay.audits.pipeline_samples import answers, digest
+from assay.audits.pipelines import Pipeline, collated, padded_on, seeded
+from assay.audits.terms import Inexpressible, Outputs
+from assay.audits.usage import BadUsage
+
+MOST = 16
+"""Samples of a batch of all: of a longer dataset as many, spread evenly."""
+
+SEED = 48_611
+"""Of the global generators while a batch is made; one that nobody sets by himself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchCall:
+    """What to make a batch of. ``samples`` are indices into the dataset in the order of the batch, none for all.
+
+    ``first`` asks for that many from the start instead. ``side`` is where the tokenizer shall pad (empty: as it is).
+    ``positions`` asks the model for the positions that it uses, which is cheap, ``run`` for all that it gives, with
+    ``items`` as ``num_items_in_batch`` (0: without) and with ``gradients``. ``texts`` asks for what each token decodes
+    to. ``dtype`` is that of the model: float64, or float32.
+    """
+
+    samples: tuple[int, ...] = ()
+    first: int = 0
+    side: str = ""
+    positions: bool = False
+    run: bool = False
+    items: int = 0
+    gradients: bool = False
+    texts: bool = False
+    dtype: str = "float64"
+    device: str = "cpu"
+
+
+class Runner:
+    """A pipeline that answers calls."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        """Keep it, and look once whether a batch of it is one. BadUsage where the collator returns something else."""
+        self._pipeline = pipeline
+        self._facts: Facts = facts(pipeline)
+        self.sites: dict[str, int] = {}
+        try:
+            self._batch((0,), "")
+        except (TypeError, BadUsage) as error:
+            if isinstance(error, BadUsage) or str(error).startswith("collator: "):
+                raise BadUsage(f"--pipeline: {str(error).removeprefix('--pipeline: ')}") from error
+        except Exception:  # noqa: BLE001, S110 - what a collator raises is for the audit to tell
+            pass
+
+    def __call__(self, call: BatchCall) -> Outputs:
+        """``batch.KEY`` of each tensor; ``record``, JSON as bytes; with ``run`` what ``pipeline_model.forward`` gives.
+
+        Inexpressible where the dataset has no such sample, or no tokenizer says where padding goes.
+        """
+        chosen = self._chosen(call)
+        batch, record = self._batch(chosen, call.side)
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        record |= self._told(batch, call)
+        out: dict[str, Tensor] = {f"batch.{name}": value for name, value in tensors.items()}
+        if call.run or call.positions:
+            out |= self._ran(batch, call)
+        return {**out, "record": as_bytes(record)}
+
+    def _chosen(self, call: BatchCall) -> tuple[int, ...]:
+        length = len(self._pipeline.dataset)
+        if call.first:
+            samples: tuple[int, ...] = tuple(range(call.first))
+        else:
+            samples = call.samples or tuple(_spread(length))
+        if samples and max(samples) >= length:
+            raise Inexpressible(f"the dataset has {length} samples")
+        return samples
+
+    def _sample(self, index: int) -> Any:
+        with seeded(index):
+            return self._pipeline.dataset[index]
+
+    def _batch(self, chosen: tuple[int, ...], side: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The batch, and what the samples say of themselves."""
+        samples = [self._sample(index) for index in chosen]
+        wants = [answers(sample) for sample in samples]
+        before = [digest(sample) for sample in samples]
+        with padded_on(self._pipeline, side) as sided, seeded(SEED):
+            if side and not sided:
+                raise Inexpressible("no tokenizer of the pipeline has a padding_side")
+            batch = collated(self._pipeline, samples)
+            reseeded = torch.initial_seed() != SEED
+        changed = [index for index, old in zip(chosen, before, strict=True) if digest(self._sample(index)) != old]
+        return batch, {"samples": list(chosen), "wants": wants, "changed": changed, "reseeded": reseeded}
+
+    def _told(self, batch: Mapping[str, Any], call: BatchCall) -> dict[str, Any]:
+        model = self._pipeline.model
+        told: dict[str, Any] = {
+            "length": len(self._pipeline.dataset),
+            "facts": dataclasses.asdict(self._facts),
+            "refused": refused(model, batch) if model is not None else [],
+            "decoded": self._decoded(batch),
+        }
+        if call.texts:
+            told["texts"] = self._texts(batch["input_ids"])
+        return told
+
+    def _decoded(self, batch: Mapping[str, Any]) -> list[list[tuple[int, int, str]]]:
+        """The runs of trained tokens of each row: where they start and stop, and their labels as text."""
+        ids, labels = batch["input_ids"], batch.get("labels")
+        if self._pipeline.tokenizer is None or not isinstance(labels, Tensor) or labels.shape != ids.shape:
+            return []
+        rows = zip(_rows(ids), _rows(labels), strict=True)
+        return [[(at, at + len(run), self._decode(run)) for at, run in runs(row, kept)] for row, kept in rows]
+
+    def _decode(self, ids: list[int]) -> str:
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return str(self._pipeline.tokenizer.decode(ids, **options))
+
+    def _texts(self, ids: Tensor) -> list[list[str]]:
+        if self._pipeline.tokenizer is None:
+            return []
+        known = {token: self._decode([token]) for token in set(ids.flatten().tolist())}
+        return [[known[token] for token in row] for row in _rows(ids)]
+
+    def _ran(self, batch: Mapping[str, Any], call: BatchCall) -> Outputs:
+        model = self._pipeline.model
+        if model is None:
+            raise Inexpressible("the pipeline has no model")
+        if call.items and not accepted(model, "num_items_in_batch"):
+            raise Inexpressible("the model's forward takes no num_items_in_batch")
+        if not call.run:
+            with seeded(SEED):
+                return used_positions(model, batch)
+        try:
+            model = model.to(device=call.device, dtype=getattr(torch, call.dtype))
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise Inexpressible(f"the model cannot be brought to {call.dtype}: {error}") from error
+        with seeded(SEED):
+            return forward(model, batch, items=call.items, gradients=call.gradients)
+
+
+def _spread(length: int) -> list[int]:
+    """All indices, or :data:`MOST` of them from the first to the last."""
+    if length <= MOST:
+        return list(range(length))
+    return [place * (length - 1) // (MOST - 1) for place in range(MOST)]
+
+
+def _rows(ids: Tensor) -> list[list[int]]:
+    rows: list[list[int]] = ids.reshape(-1, ids.shape[-1]).tolist()
+    return rows
+
+
+def runs(ids: list[int], labels: list[int]) -> list[tuple[int, list[int]]]:
+    """(first place, label ids) of each run of labels that are not ignored."""
+    found: list[tuple[int, list[int]]] = []
+    for place, label in enumerate(labels[: len(ids)]):
+        if label < 0:
+            continue
+        if found and found[-1][0] + len(found[-1][1]) == place:
+            found[-1][1].append(label)
+        else:
+            found.append((place, [label]))
+    return found

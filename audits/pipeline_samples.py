@@ -1,0 +1,92 @@
+"""What a sample says it is: its messages, the texts that the assistant shall learn, and its contents as a digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+Messages = list[dict[str, Any]]
+_SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+"""Roles of the ``from``/``value`` notation, and of some templates."""
+_LISTS = ("messages", "conversations", "conversation")
+
+
+def messages(sample: Any) -> Messages | None:
+    """The conversation of a sample as a list of ``role`` and ``content``; None where it has none that is known."""
+    if not isinstance(sample, Mapping):
+        return None
+    for name in _LISTS:
+        if _is_talk(sample.get(name)):
+            return [_message(item) for item in sample[name]]
+    parts = [sample.get("prompt"), sample.get("completion")]
+    if all(_is_talk(part) for part in parts):
+        return [_message(item) for part in parts if part for item in part]
+    return None
+
+
+def _is_talk(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(item, Mapping) and bool({"role", "from"} & set(item)) for item in value)
+    )
+
+
+def _message(item: Mapping[str, Any]) -> dict[str, Any]:
+    role = str(item.get("role", item.get("from")))
+    return {**item, "role": _SPEAKERS.get(role, role), "content": item.get("content", item.get("value"))}
+
+
+def answers(sample: Any) -> list[str] | None:
+    """The assistant's texts, in order; None where the sample has no messages."""
+    talk = messages(sample)
+    return None if talk is None else [text(item["content"]) for item in talk if item["role"] == "assistant"]
+
+
+def text(content: Any) -> str:
+    """The text of a message's content: a string, or the text parts of a list."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, (list, tuple)):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return ""
+
+
+def digest(value: Any) -> str:
+    """A hash of what a sample holds: numbers, texts, tensors, arrays, images, in mappings, lists and objects."""
+    found = hashlib.sha256()
+    for piece in _pieces(value, 0):
+        found.update(piece)
+        found.update(b"\x1f")
+    return found.hexdigest()
+
+
+def _pieces(value: Any, depth: int) -> Iterator[bytes]:
+    yield type(value).__name__.encode()
+    if depth > 12:
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield repr(key).encode()
+            yield from _pieces(item, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _pieces(item, depth + 1)
+    elif value is None or isinstance(value, (str, bytes, bool, int, float)):
+        yield repr(value).encode()
+    else:
+        yield from _of_object(value, depth)
+
+
+def _of_object(value: Any, depth: int) -> Iterator[bytes]:
+    """Arrays, tensors and images by their bytes; other objects by their attributes."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if value.numel() else b""
+    if callable(getattr(value, "tobytes", None)):
+        yield repr(getattr(value, "shape", getattr(value, "size", ""))).encode()
+        yield value.tobytes()
+    elif hasattr(value, "__dict__"):
+        yield from _pieces({name: item for name, item in vars(value).items() if not name.startswith("_")}, depth + 1)

@@ -34,7 +34,8 @@ class Facts:
     """Plain data about a pipeline, for laws that see no object of it.
 
     ``placeholders`` are token ids by kind, ``markers`` those around a video where it needs them; ``pad`` is None where
-    there is no padding token; ``ends`` are the tokens that may end an assistant's turn, with their texts;
+    there is no padding token; ``ends`` are the tokens that may end an assistant's turn, with their texts, ``end``
+    the text of that which the chat template writes, empty where it is not known;
     ``trims`` says that the chat template cuts the blanks around a text; ``rule`` is a name of
     ``RULES``, or empty; ``spatial_merge`` and ``ids_per_second`` are what the configuration says. ``needs_types`` says
     that the family finds its images by ``mm_token_type_ids``. ``model`` is the class, empty without one.
@@ -45,6 +46,7 @@ class Facts:
     pad: int | None
     special: tuple[int, ...]
     ends: dict[str, str]
+    end: str
     trims: bool
     rule: str
     spatial_merge: int | None
@@ -64,6 +66,7 @@ def facts(pipeline: Pipeline) -> Facts:
         pad=getattr(pipeline.tokenizer, "pad_token_id", None),
         special=tuple(sorted(_special(pipeline.tokenizer))),
         ends={str(token): str(pipeline.tokenizer.decode([token])) for token in _ends(pipeline)},
+        end="" if (end := _written_end(pipeline)) is None else str(pipeline.tokenizer.decode([end])),
         trims=_trims(pipeline),
         rule=rule,
         spatial_merge=_merge(config, pipeline.processor),
@@ -151,11 +154,22 @@ def _needs_types(pipeline: Pipeline) -> bool:
 
 
 def _ends(pipeline: Pipeline) -> list[int]:
-    """What the chat template writes right after an assistant's text, if that is one special token; the end of text."""
+    """The end of text, and what the chat template writes after an assistant's text; any control token without one."""
     tokenizer = pipeline.tokenizer
-    owners = [owner for owner in (pipeline.processor, tokenizer) if getattr(owner, "chat_template", None)]
-    found = [getattr(tokenizer, "eos_token_id", None), *(_after_an_answer(owner, tokenizer) for owner in owners)]
-    return sorted({int(token) for token in found if isinstance(token, int)})
+    if tokenizer is None:
+        return []
+    written = _written_end(pipeline)
+    if written is None:
+        return sorted(_special(tokenizer))
+    last = getattr(tokenizer, "eos_token_id", None)
+    return sorted({written, *([last] if isinstance(last, int) else [])})
+
+
+def _written_end(pipeline: Pipeline) -> int | None:
+    """The control token that the chat template writes right after an assistant's text."""
+    owners = [owner for owner in (pipeline.processor, pipeline.tokenizer) if getattr(owner, "chat_template", None)]
+    found = (_after_an_answer(owner, pipeline.tokenizer) for owner in owners if pipeline.tokenizer is not None)
+    return next((token for token in found if token is not None), None)
 
 
 def _after_an_answer(owner: Any, tokenizer: Any) -> int | None:

@@ -84,8 +84,9 @@ def _pieces(value: Any, depth: int) -> Iterator[bytes]:
 def _of_object(value: Any, depth: int) -> Iterator[bytes]:
     """Arrays, tensors and images by their bytes; other objects by their attributes."""
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if value.numel() else b""
-    if callable(getattr(value, "tobytes", None)):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    elif callable(getattr(value, "tobytes", None)):
         yield repr(getattr(value, "shape", getattr(value, "size", ""))).encode()
         yield value.tobytes()
     elif hasattr(value, "__dict__"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from assay.audits.components.pipeline import batch_laws
 from assay.audits.components.pipeline.laws import LAWS
 from assay.audits.components.pipeline.operations import NAME, OPERATION, Case, build, pipeline_candidate
-from assay.audits.components.pipeline.views import View, located
+from assay.audits.components.pipeline.views import View, located, view
 from assay.audits.laws.trial import Broken, Trial
 from assay.audits.pipeline_run import BatchCall
 from assay.audits.render.batch import KINDS, Row, render
@@ -83,22 +83,26 @@ def _length(trial: Trial) -> int:
 
 def _drawn(ref: str, trial: Trial) -> Shown:
     found = View(trial.run(replace(trial.inputs, run=False)))
-    ran = _ran(trial, found)
-    rows = list(_rows(trial, found, ran))
-    notes = [*_notes(found, ran), *_findings(replace(trial, inputs=replace(trial.inputs, texts=False), _memo={}))]
-    title = f"A batch of {ref}: sample{'s' if len(found.samples) > 1 else ''} {', '.join(map(str, found.samples))}"
+    bare = replace(trial, inputs=replace(trial.inputs, texts=False), _memo={})
+    ran = _ran(bare, found)
+    rows = list(_rows(bare, found, ran))
+    notes = [*_notes(found, ran), *_findings(bare)]
+    title = f"A batch of {ref}: {listed(found.samples)}"
     return Shown(render(title, rows, notes), tuple(_line(row) for row in rows) + tuple(notes))
 
 
 def _ran(trial: Trial, found: View) -> View | str:
-    """The model's run, or why there is none."""
+    """The model's run as far as its positions, or why there is none."""
     if not found.facts["model"]:
         return "the pipeline has no model"
-    asked = replace(trial.inputs, samples=found.samples, first=0, positions=True, texts=False)
-    outcome = trial.subject.call(asked)
-    if outcome.raised:
-        return f"the model raised {outcome.raised.kind}: {outcome.raised.message.partition(chr(10))[0]}"
-    return View(outcome.values)
+    try:
+        return view(trial, positions=True)
+    except Inexpressible as reason:
+        return str(reason)
+    except Broken as broken:
+        raised = broken.outcome.raised
+        assert raised is not None
+        return f"the model raised {raised.kind}: {raised.message.partition(chr(10))[0]}"
 
 
 def _notes(found: View, ran: View | str) -> Iterator[str]:
@@ -119,8 +123,8 @@ def _findings(trial: Trial) -> Iterator[str]:
             continue
         try:
             for item in law.check(trial):
-                place = f" at {list(item.index)}" if item.index else ""
-                yield f"{law.name}: {item.where}{place}: {item.message}: {item.measured}, expected {item.limit}."
+                place = f"{item.where}{list(item.index) if item.index else ''}"
+                yield f"Law {law.name}: {item.message} ({place}: {item.measured}, expected {item.limit})."
         except (Inexpressible, Broken):
             continue
 
@@ -129,17 +133,17 @@ def _rows(trial: Trial, found: View, ran: View | str) -> Iterator[Row]:
     axes = _axes(found, ran)
     kinds = _kinds(found)
     texts = found.record["texts"] or [[str(token) for token in row] for row in found.ids.tolist()]
-    starts, named = _starts(trial, found)
+    starts, here = _starts(trial, found)
     labels = found.labels if _labelled(found) else None
     for row, ids in enumerate(found.ids.tolist()):
         yield Row(
-            name=f"row {row}{': ' if named[row] else ''}{', '.join(named[row])}",
+            name=f"row {row}{': ' if here[row] else ''}{listed(here[row]) if here[row] else ''}",
             ids=ids,
             texts=texts[row],
             kinds=kinds[row],
             trained=[False] * len(ids) if labels is None else (labels[row] >= 0).tolist(),
             starts=starts[row],
-            samples=named[row],
+            samples=[f"sample {number}" for number in here[row]],
             axes={name: values[row] for name, values in axes.items()},
         )
 
@@ -181,22 +185,29 @@ def _kind(token: int, modality: int, special: set[int], *, real: bool) -> str:
     return name
 
 
-def _starts(trial: Trial, found: View) -> tuple[list[list[int]], list[list[str]]]:
-    """Where samples start in each row, and which they are: by their ids, else by what the batch says."""
-    bare = replace(trial, inputs=replace(trial.inputs, texts=False), _memo={})
+def _starts(trial: Trial, found: View) -> tuple[list[list[int]], list[list[int]]]:
+    """Where samples start in each row, and which they are: by their ids, else by what the batch says, then none."""
     try:
-        placed, _ = located(bare, found)
+        placed, _ = located(trial, found)
     except (Broken, Inexpressible):
         placed = []
     said = {place for places in batch_laws.starts(found).values() for place in places}
-    starts, named = [], []
+    starts, here = [], []
     for row in range(len(found.ids)):
-        mine = sorted((piece.start, f"sample {piece.sample}") for piece in placed if piece.row == row)
-        mine = mine or sorted((place, "") for at, place in said if at == row)
-        names = [name for _, name in mine] or [""]
-        starts.append([0, *(place for place, _ in mine[1:])])
-        named.append(names if all(names) else [])
-    return starts, named
+        mine = sorted((piece.start, piece.sample) for piece in placed if piece.row == row)
+        places = [place for place, _ in mine] or sorted(place for at, place in said if at == row)
+        starts.append([0, *places[1:]])
+        here.append([sample for _, sample in mine])
+    return starts, here
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """``sample 3``, ``samples 2, 0, 1``, ``samples 0 to 29``."""
+    if len(numbers) == 1:
+        return f"sample {numbers[0]}"
+    if len(numbers) > 3 and list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"samples {numbers[0]} to {numbers[-1]}"
+    return f"samples {', '.join(map(str, numbers))}"
 
 
 def _line(row: Row) -> str:

@@ -66,6 +66,8 @@ def load(ref: str) -> Pipeline:
 def checked(made: Any) -> Pipeline:
     """What ``make()`` returned, a mapping or an object, with every part looked at. BadUsage names the part."""
     parts = {name: _part(made, names) for name, names in _NAMES.items()}
+    if parts["processor"] is None:
+        parts["processor"] = next((item for item in _kept(parts["collator"]) if hasattr(item, "tokenizer")), None)
     pipeline = Pipeline(**parts)
     _check_dataset(pipeline.dataset)
     pipeline = _with_tokenizer(pipeline)

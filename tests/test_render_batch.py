@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.audits.render.batch import Band, Row, bands, corners, render, shown
+from assay.audits.render.batch import CHUNK, LONGEST, Band, Row, _edges, bands, corners, render, shown
 
 
 def _row(size: int = 6, **changes: object) -> Row:
@@ -54,6 +54,27 @@ def test_samples_are_told_apart_in_text_and_plot() -> None:
     assert page.count("<polyline") == 3
 
 
+def test_samples_go_by_the_names_they_are_given() -> None:
+    page = render("packed", [_row(starts=(0, 3), samples=("sample 7", "sample 2"))])
+    assert page.index("<h3>sample 7</h3>") < page.index("<h3>sample 2</h3>")
+
+
+def test_a_chunk_ends_where_a_run_begins() -> None:
+    assert _edges([0, 3000], [0, 100, CHUNK + 7, 2990]) == [0, CHUNK + 7, 2990, 3000]
+    assert _edges([0, 2 * LONGEST + 5], [0]) == [0, LONGEST, 2 * LONGEST, 2 * LONGEST + 5]
+    assert _edges([0], []) == [0]
+
+
+def test_a_long_plot_is_scrolled_and_a_short_one_fits() -> None:
+    assert 'style="width: 100%"' in render("short", [_row()])
+    assert 'style="width: 200%"' in render("long", [_row(8000)])
+
+
+def test_padding_has_no_part_in_the_height_of_a_plot() -> None:
+    page = render("padded", [_row(axes={"time": [0, 1, 2, 0, 99, 99]}, kinds=["text"] * 4 + ["pad"] * 2)])
+    assert 'text-anchor="end">2</text>' in page
+
+
 def test_padding_is_not_drawn_as_positions() -> None:
     page = render("padded", [_row(kinds=["pad", "pad", "text", "text", "pad", "pad"])])
     assert page.count("<polyline") == 1
@@ -79,6 +100,7 @@ def test_an_empty_row_is_a_page_too() -> None:
         ({"texts": ["a"]}, "texts: expected 6 entries"),
         ({"axes": {"time": [1]}}, "time: expected 6"),
         ({"kinds": ["word"] * 6}, "kinds: expected some of text"),
+        ({"samples": ("a", "b")}, "samples: expected 1 names"),
     ],
 )
 def test_lists_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:

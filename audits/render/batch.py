@@ -15,8 +15,10 @@ _TEMPLATE = Path(__file__).with_name("batch.html.jinja")
 _SHOWN = str.maketrans({" ": "·", "\t": "⇥", "\n": "⏎", "\r": "␍"})
 WIDTH, HEIGHT = 1000.0, 170.0
 """Of a plot, in its own units."""
-CHUNK = 500
-"""Tokens that a browser lays out together, and leaves out while they are off the screen."""
+CHUNK, LONGEST = 500, 4000
+"""Tokens that a browser lays out together, and leaves out while they are off the screen; more where one run goes on."""
+DENSE = 4000
+"""Tokens that a plot can show across the page; a longer one is scrolled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ def render(title: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     shown = [_Shown(row) for row in rows]
-    return template.render(title=title, rows=shown, notes=notes, kinds=KINDS, width=WIDTH, height=HEIGHT)
+    return template.render(title=title, rows=shown, notes=notes, kinds=KINDS, height=HEIGHT)
 
 
 def bands(values: Sequence[object]) -> list[Band]:
@@ -96,6 +98,22 @@ def corners(values: Sequence[int], start: int = 0) -> Iterator[tuple[int, int]]:
         yield start + len(steps), values[-1]
 
 
+def _edges(starts: Sequence[int], breaks: Sequence[int]) -> list[int]:
+    """Where chunks begin and end: at the starts, and between them where a run of one kind begins.
+
+    A run that does not end is broken after :data:`LONGEST` tokens.
+    """
+    edges = [starts[0]]
+    places = sorted({*starts[1:], *breaks})
+    certain = set(starts)
+    for place in places:
+        while place - edges[-1] > LONGEST:
+            edges.append(edges[-1] + LONGEST)
+        if place > edges[-1] and (place in certain or place - edges[-1] >= CHUNK):
+            edges.append(place)
+    return edges
+
+
 def shown(text: str) -> str:
     """A token's text with its blanks made visible."""
     return text.translate(_SHOWN) or "∅"
@@ -110,7 +128,8 @@ class _Shown:
         self.samples = len(row.starts)
         self.trained = sum(row.trained)
         self.counts = {kind: count for kind in KINDS if (count := sum(own == kind for own in row.kinds))}
-        self.top = max((max(values, default=0) for values in row.axes.values()), default=0)
+        real = [place for place, kind in enumerate(row.kinds) if kind != "pad"]
+        self.top = max((values[place] for values in row.axes.values() for place in real), default=0)
 
     @property
     def share(self) -> str:
@@ -121,7 +140,7 @@ class _Shown:
     def chunks(self) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
         """Each chunk: a heading where a sample begins, and (classes, text, title) of its tokens."""
         starts = set(self.row.starts)
-        edges = sorted({0, *starts, self.size} | set(range(0, self.size, CHUNK)))
+        edges = _edges(sorted({0, *starts, self.size}), [band.start for band in bands(self.row.kinds)])
         number = 0
         for start, stop in pairwise(edges):
             number += start in starts
@@ -148,9 +167,14 @@ class _Shown:
             pieces = [list(corners(values[start:stop], start)) for start, stop in runs]
             yield name, [" ".join(f"{self.x(x + 0.5):.2f},{self.y(y):.2f}" for x, y in piece) for piece in pieces]
 
+    @property
+    def width(self) -> float:
+        """Of its plot: a page's, or more for a long row."""
+        return WIDTH * max(1.0, self.size / DENSE)
+
     def x(self, place: float) -> float:
         """Where a token stands in a plot."""
-        return WIDTH * place / max(self.size, 1)
+        return self.width * place / max(self.size, 1)
 
     def y(self, value: float) -> float:
         """Where a position stands in a plot."""

@@ -83,9 +83,10 @@ def _spoken(found: View, piece: Piece, wanted: list[str]) -> Iterator[Evidence]:
     if not decoded:
         return  # the law kept says that nothing is trained on
     measured = " | ".join(run[2] for run in decoded)
+    limit = " | ".join(f"{text}{found.facts['end'] or ' and its end of turn'}" for text in wanted)
     message = f"sample {piece.sample}: what is trained on is not the assistant's text and its end of turn"
     yield Evidence(
-        where="labels", measured=_short(measured), limit=_short(" | ".join(wanted)), message=message,
+        where="labels", measured=_short(measured), limit=_short(limit), message=message,
         index=(piece.row, decoded[0][0]),
     )  # fmt: skip
 

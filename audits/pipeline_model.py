@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.audits.families.loss_run import uncached
-from assay.audits.terms import Outputs
+from assay.audits.terms import Inexpressible, Outputs
 
 ROWS = 512
 """Tokens whose probabilities are computed together: a vocabulary is wide."""
@@ -48,13 +48,22 @@ def forward(model: nn.Module, batch: Mapping[str, Any], *, items: int, gradients
     model.zero_grad(set_to_none=True)
     with torch.set_grad_enabled(gradients), watched(model) as seen:
         answer = model(**given, **asked, **options)
-    out = {"scores": scores(answer.logits.detach(), given["input_ids"])}
-    if getattr(answer, "loss", None) is not None:
-        out["loss"] = answer.loss.detach().double().reshape(1)
-        if gradients and answer.loss.requires_grad:
-            answer.loss.backward()
+    logits, loss = (_told(answer, name) for name in ("logits", "loss"))
+    if logits is None:
+        raise Inexpressible("the model's forward returns no logits")
+    out = {"scores": scores(logits.detach(), given["input_ids"])}
+    if loss is not None:
+        out["loss"] = loss.detach().double().reshape(1)
+        if gradients and loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             out["grads"] = _projected(model)
     return out | ({"positions": seen[0]} if seen else {})
+
+
+def _told(answer: Any, name: str) -> Tensor | None:
+    """A part of what a forward returned, by key or by attribute."""
+    found = answer.get(name) if isinstance(answer, Mapping) else getattr(answer, name, None)
+    return found if isinstance(found, Tensor) else None
 
 
 def _given(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,12 +73,11 @@ class Runner:
         """
         chosen = self._chosen(call)
         batch, record = self._batch(chosen, call.side)
-        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         record |= self._told(batch, call)
-        out: dict[str, Tensor] = {f"batch.{name}": value for name, value in tensors.items()}
+        out = {f"batch.{name}": tensor for name, value in batch.items() if (tensor := _tensor(value)) is not None}
         if call.run or call.positions:
             out |= self._ran(batch, call)
-        return {**out, "record": as_bytes(record)}
+        return {**{name: value.detach().cpu() for name, value in out.items()}, "record": as_bytes(record)}
 
     def _chosen(self, call: BatchCall) -> tuple[int, ...]:
         length = len(self._pipeline.dataset)
@@ -97,7 +96,7 @@ class Runner:
     def _batch(self, chosen: tuple[int, ...], side: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """The batch, and what the samples say of themselves."""
         samples = [self._sample(index) for index in chosen]
-        wants = [answers(sample) for sample in samples]
+        wants = [answers(sample, self._render) for sample in samples]
         before = [digest(sample) for sample in samples]
         with padded_on(self._pipeline, side) as sided, seeded(SEED):
             if side and not sided:
@@ -106,6 +105,14 @@ class Runner:
             reseeded = torch.initial_seed() != SEED
         changed = [index for index, old in zip(chosen, before, strict=True) if digest(self._sample(index)) != old]
         return batch, {"samples": list(chosen), "wants": wants, "changed": changed, "reseeded": reseeded}
+
+    def _render(self, talk: list[dict[str, Any]], *, prompt: bool) -> str:
+        """A conversation by the chat template, with the head of the next answer if it is a prompt."""
+        owners = (self._pipeline.processor, self._pipeline.tokenizer)
+        owner = next((owner for owner in owners if getattr(owner, "chat_template", None)), None)
+        if owner is None:
+            return ""
+        return str(owner.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt))
 
     def _told(self, batch: Mapping[str, Any], call: BatchCall) -> dict[str, Any]:
         model = self._pipeline.model
@@ -152,6 +159,14 @@ class Runner:
             raise Inexpressible(f"the model cannot be brought to {call.dtype}: {error}") from error
         with seeded(SEED):
             return forward(model, batch, items=call.items, gradients=call.gradients)
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """A tensor, also of a list of numbers, as processors hand over durations; None for what is neither."""
+    if isinstance(value, Tensor):
+        return value
+    numbers = isinstance(value, (list, tuple)) and value and all(isinstance(item, (int, float)) for item in value)
+    return torch.tensor(value) if numbers else None
 
 
 def _spread(length: int) -> list[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 Messages = list[dict[str, Any]]
+Render = Callable[..., str]
 _SPEAKERS = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 """Roles of the ``from``/``value`` notation, and of some templates."""
 _LISTS = ("messages", "conversations", "conversation")
@@ -40,10 +41,32 @@ def _message(item: Mapping[str, Any]) -> dict[str, Any]:
     return {**item, "role": _SPEAKERS.get(role, role), "content": item.get("content", item.get("value"))}
 
 
-def answers(sample: Any) -> list[str] | None:
-    """The assistant's texts, in order; None where the sample has no messages."""
+def answers(sample: Any, render: Render | None = None) -> list[list[str]] | None:
+    """The assistant's texts, in order, each in all forms that are right; None where the sample has no messages.
+
+    A template may write more than the message says, an empty thought for example: with ``render(messages, prompt=...)``
+    what it writes between the head of an answer and the answer's end is right too.
+    """
     talk = messages(sample)
-    return None if talk is None else [text(item["content"]) for item in talk if item["role"] == "assistant"]
+    if talk is None:
+        return None
+    places = [place for place, item in enumerate(talk) if item["role"] == "assistant"]
+    return [_forms(talk, place, render) for place in places]
+
+
+def _forms(talk: Messages, place: int, render: Render | None) -> list[str]:
+    said = text(talk[place]["content"])
+    if render is None or not said.strip():
+        return [said]
+    try:
+        before, whole = render(talk[:place], prompt=True), render(talk[: place + 1], prompt=False)
+    except Exception:  # noqa: BLE001 - a foreign template may refuse a part of a conversation
+        return [said]
+    if not before or not whole.startswith(before):
+        return [said]
+    written = whole.removeprefix(before)
+    head, found, _ = written.partition(said.strip())
+    return list(dict.fromkeys([said, f"{head}{said}"])) if found else [said]
 
 
 def text(content: Any) -> str:

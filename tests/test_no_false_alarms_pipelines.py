@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from assay.audits import registry
 from assay.audits.components.pipeline.own import IGNORED, Collator, Ids, Packer, Talks, padded
 from assay.audits.components.pipeline.wrong import FAMILY, model, pipeline
+from assay.audits.families.discovery import loaded
 from assay.audits.pipeline_run import Runner
 from assay.audits.pipelines import checked
 from assay.audits.run import Options, audit
@@ -174,6 +176,18 @@ class Bare(Sequence[Any]):
         return {name: self._ids[index][name] for name in ("input_ids", "labels")}
 
 
+def _of_family(name: str, *samples: str) -> Any:
+    """Samples in the notation of families, by the family's own processor; nothing is trained on."""
+    family, made = loaded(name), loaded(name).build(0)
+
+    def collate(numbered: list[tuple[int, str]]) -> Mapping[str, Any]:
+        keys, texts = zip(*numbered, strict=True)
+        return family.batch(made, texts, padding="right", seed=0, keys=keys)
+
+    tokenizer = importlib.import_module(f"assay.audits.families.{name}").RECIPE.tokenizer()
+    return {"dataset": list(enumerate(samples)), "collator": collate, "tokenizer": tokenizer, "model": made}
+
+
 RIGHT: dict[str, Callable[[], Any]] = {
     "to a length": lambda: pipeline(ToLength(FAMILY)),
     "without a mask": lambda: pipeline(Unmasked(FAMILY)),
@@ -187,6 +201,9 @@ RIGHT: dict[str, Callable[[], Any]] = {
     "positions go on": lambda: pipeline(Onward(FAMILY, model())),
     "a filled pack": lambda: pipeline(Filled(FAMILY, model())),
     "a numbered pack": lambda: pipeline(Numbered(FAMILY, model())),
+    "videos": lambda: _of_family("qwen3_vl", "t3 v4x4x6@2 t4", "t6", "t2 v2x4x4@1 i4x6 t2 i2x4 t1", "i4x4 t2"),
+    "short videos in seconds": lambda: _of_family("qwen2_5_vl", "t3 v2x4x6@2 t4", "t6", "t2 i4x6 v2x4x6@2 t2"),
+    "videos between markers": lambda: _of_family("glm4v", "t3 v4x4x6@2 t4", "t6 v2x4x4 t2", "t2"),
     "no collator": lambda: dataclasses.replace(pipeline(Collator(FAMILY)), collator=None),
 }
 

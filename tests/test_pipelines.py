@@ -125,8 +125,20 @@ def test_generators_are_seeded_and_put_back() -> None:
     ],
 )
 def test_the_assistants_texts(sample: Any, texts: list[str] | None) -> None:
-    assert answers(sample) == texts
+    assert answers(sample) == (texts and [texts])
     assert (messages(sample) is None) == (texts is None)
+
+
+def test_what_a_template_writes_before_an_answer_is_right_too() -> None:
+    def render(talk: Any, *, prompt: bool) -> str:
+        turns = "".join(
+            f"[{m['role']}]" + ("<think></think>" * (m["role"] == "assistant")) + m["content"] for m in talk
+        )
+        return turns + "[assistant]" * prompt
+
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert answers({"messages": talk}, render) == [["b", "<think></think>b"]]
+    assert answers({"messages": talk}, lambda *_, prompt: 1 / 0) == [["b"]]
 
 
 @dataclass
@@ -239,8 +251,8 @@ def test_padding_is_told_by_the_mask_or_the_ends_of_rows() -> None:
 
 def test_samples_are_found_by_their_ids() -> None:
     left = {0: [1, 2], 1: [1, 2, 3], 2: [4]}
-    assert _chain([1, 2, 3, 1, 2, 0, 4], 0, left, [0, 1, 2], 0) == [(1, 0), (0, 3), (2, 6)]
-    assert _chain([1, 2, 9, 4], 0, left, [0, 1, 2], 0) == [(0, 0)]
+    assert _chain([1, 2, 3, 1, 2, 0, 4], 0, left, [0, 1, 2], {0}) == [(1, 0), (0, 3), (2, 6)]
+    assert _chain([1, 2, 9, 4], 0, left, [0, 1, 2], {0}) == [(0, 0)]
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,14 @@ def _counted(found: View, kind: str) -> Iterator[Evidence]:
     grids = found.get(GRIDS[kind])
     if grids is None:
         places = int((found.types == TYPES[kind]).sum())
-        if found.facts["spatial_merge"]:
+        if found.get(PIXELS[kind]) is None:
+            yield _off(kind, f"{places} placeholders", "no features", "placeholders without anything to put there")
+        elif merge:
             yield _off(
                 kind, f"{places} placeholders", "no grids", "the batch says nothing of the sizes of its features"
             )
+        else:
+            raise Inexpressible("the batch has no grids, which would say how many features an image has")
         return
     if not merge:
         raise Inexpressible("nothing says how many patches become one feature")

@@ -71,7 +71,7 @@ def answers(trial: Trial) -> Iterator[Evidence]:
             yield from _spoken(found, piece, wanted[piece.sample])
 
 
-def _spoken(found: View, piece: Piece, wanted: list[str]) -> Iterator[Evidence]:
+def _spoken(found: View, piece: Piece, wanted: list[list[str]]) -> Iterator[Evidence]:
     decoded = [run for run in found.record["decoded"][piece.row] if piece.start <= run[0] < piece.stop]
     for texts in (wanted, wanted[-1:]):
         if len(texts) == len(decoded):
@@ -83,7 +83,7 @@ def _spoken(found: View, piece: Piece, wanted: list[str]) -> Iterator[Evidence]:
     if not decoded:
         return  # the law kept says that nothing is trained on
     measured = " | ".join(run[2] for run in decoded)
-    limit = " | ".join(f"{text}{found.facts['end'] or ' and its end of turn'}" for text in wanted)
+    limit = " | ".join(f"{text[0]}{found.facts['end'] or ' and its end of turn'}" for text in wanted)
     message = f"sample {piece.sample}: what is trained on is not the assistant's text and its end of turn"
     yield Evidence(
         where="labels", measured=_short(measured), limit=_short(limit), message=message,
@@ -91,11 +91,11 @@ def _spoken(found: View, piece: Piece, wanted: list[str]) -> Iterator[Evidence]:
     )  # fmt: skip
 
 
-def _says(found: View, piece: Piece, run: tuple[int, int, str], text: str) -> bool:
-    """Whether a run is the text with the token that ends a turn; or was cut off where the sample ends."""
+def _says(found: View, piece: Piece, run: tuple[int, int, str], texts: list[str]) -> bool:
+    """Whether a run is one form of the text with the token that ends a turn; or was cut off where the sample ends."""
     _, stop, decoded = run
     ends = found.facts["ends"]
-    said = {text, text.strip()} if found.facts["trims"] else {text}
+    said = {*texts, *(text.strip() for text in texts)} if found.facts["trims"] else set(texts)
     end = ends.get(str(int(found.ids[piece.row, stop - 1])))
     if end is None and (stop >= piece.stop or not ends):
         return bool(decoded) and any(one.startswith(decoded) if ends else one == decoded for one in said)

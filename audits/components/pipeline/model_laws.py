@@ -41,7 +41,7 @@ def used(trial: Trial) -> Iterator[Evidence]:
     found = view(trial, positions=True) if view(trial).facts["model"] else view(trial)
     got = _given(found)
     for piece in pieces(trial, found):
-        want = _rule(trial, piece)
+        want = _rule(trial, piece, len(got))
         mine = piece.of(got)
         place = _off(mine, want.to(mine.dtype))
         if place is not None:
@@ -67,13 +67,16 @@ def _given(found: View) -> Tensor:
     return got.expand(-1, len(found.ids), -1)
 
 
-def _rule(trial: Trial, piece: Piece) -> Tensor:
-    """The positions [A,n] of a sample by itself. Inexpressible where nobody says what they are."""
+def _rule(trial: Trial, piece: Piece, axes: int) -> Tensor:
+    """The positions [A,n] of a sample by itself. Inexpressible where nobody says what they are.
+
+    A decoder with one axis, of a family without a rule, counts its tokens.
+    """
     single, whole = alone(trial, piece.sample), piece_alone(trial, piece.sample)
     kinds = whole.of(single.types)
-    if not bool((kinds > 0).any()):
-        return torch.arange(len(kinds))[None]
     name = single.facts["rule"]
+    if not bool((kinds > 0).any()) or (not name and axes == 1):
+        return torch.arange(len(kinds))[None]
     if not name:
         raise Inexpressible("there is no rule of positions for the images of this family here")
     told = {

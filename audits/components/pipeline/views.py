@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -185,16 +186,20 @@ def _in_rows(found: View, wanted: Mapping[int, list[int]]) -> list[Piece]:
         whole = _whole(found.real, row, 0, 0)
         ids, place = found.ids[row].tolist(), whole.start
         order = sorted(left, key=lambda number: (number != row, number))
-        for number, start in _chain(ids[: whole.stop], place, left, order, found.facts["pad"]):
+        between = {found.facts["pad"], *found.facts["special"]}
+        for number, start in _chain(ids[: whole.stop], place, left, order, between):
             stop = start + len(left.pop(number))
             placed.append(Piece(number, found.samples[number], row, start, stop))
     return placed
 
 
 def _chain(
-    ids: list[int], start: int, left: Mapping[int, list[int]], order: Sequence[int], pad: int | None
+    ids: list[int], start: int, left: Mapping[int, list[int]], order: Sequence[int], between: AbstractSet[int | None]
 ) -> list[tuple[int, int]]:
-    """The samples that follow each other from ``start`` on, the longest where several fit; padding is passed over."""
+    """The samples that follow each other from ``start`` on, the longest where several fit.
+
+    Padding and control tokens that stand ``between`` samples are passed over.
+    """
     found: list[tuple[int, int]] = []
     used: set[int] = set()
     while start < len(ids):
@@ -204,7 +209,7 @@ def _chain(
             found.append((number, start))
             used.add(number)
             start += len(left[number])
-        elif ids[start] == pad:
+        elif ids[start] in between:
             start += 1
         else:
             break

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,6 +189,17 @@ def _of_family(name: str, *samples: str) -> Any:
     return {"dataset": list(enumerate(samples)), "collator": collate, "tokenizer": tokenizer, "model": made}
 
 
+def _example() -> Any:
+    """The one that users copy."""
+    path = Path(__file__).parents[1] / "examples" / "pipeline_example.py"
+    spec = importlib.util.spec_from_file_location("pipeline_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make()
+
+
 RIGHT: dict[str, Callable[[], Any]] = {
     "to a length": lambda: pipeline(ToLength(FAMILY)),
     "without a mask": lambda: pipeline(Unmasked(FAMILY)),
@@ -204,6 +216,7 @@ RIGHT: dict[str, Callable[[], Any]] = {
     "videos": lambda: _of_family("qwen3_vl", "t3 v4x4x6@2 t4", "t6", "t2 v2x4x4@1 i4x6 t2 i2x4 t1", "i4x4 t2"),
     "short videos in seconds": lambda: _of_family("qwen2_5_vl", "t3 v2x4x6@2 t4", "t6", "t2 i4x6 v2x4x6@2 t2"),
     "videos between markers": lambda: _of_family("glm4v", "t3 v4x4x6@2 t4", "t6 v2x4x4 t2", "t2"),
+    "the example": _example,
     "no collator": lambda: dataclasses.replace(pipeline(Collator(FAMILY)), collator=None),
 }
 

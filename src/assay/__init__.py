@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from assay.audits.patches import patch as patch
+    from assay.audits.pipelines import Pipeline as Pipeline
 
 __version__ = "0.1.0"
 
@@ -20,7 +21,7 @@ if _BROKEN:
         "true, or install a wheel."
     )
 
-_LAZY = {"patch": "assay.audits.patches"}
+_LAZY = {"Pipeline": "assay.audits.pipelines", "patch": "assay.audits.patches"}
 """Public names, and the module that each comes from when it is first used: importing assay imports no torch."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -31,10 +32,11 @@ def kept(trial: Trial) -> Iterator[Evidence]:
     """
     found = view(trial)
     labels, trained = found.labels, found.labels != IGNORED
-    yield from _first(found, trained & (labels < 0), f"a label that is neither a token nor {IGNORED}")
-    yield from _first(found, trained & (labels >= 0) & (labels != found.ids), "the label is not the token's own id")
-    yield from _first(found, trained & ~found.real, "padding is trained on")
-    yield from _first(found, trained & (found.types > 0) & found.real, "a placeholder is trained on")
+    other = trained & (labels >= 0) & (labels != found.ids)
+    yield from _first(found, trained & (labels < 0), f"a label that is neither a token nor {IGNORED}", IGNORED)
+    yield from _first(found, other, "the label is not the token's own id")
+    yield from _first(found, trained & ~found.real, "padding is trained on", IGNORED)
+    yield from _first(found, trained & (found.types > 0) & found.real, "a placeholder is trained on", IGNORED)
     for piece in pieces(trial, found):
         if not bool((piece.of(labels) >= 0).any()):
             message = f"sample {piece.sample} has no token that is trained on"
@@ -42,12 +44,14 @@ def kept(trial: Trial) -> Iterator[Evidence]:
             return
 
 
-def _first(found: View, wrong: torch.Tensor, message: str) -> Iterator[Evidence]:
+def _first(found: View, wrong: torch.Tensor, message: str, want: int | None = None) -> Iterator[Evidence]:
+    """Evidence at the first of some places; without ``want`` the token's own id is what was to stand there."""
     places = torch.nonzero(wrong)
     for row, place in places[:1].tolist():
         told = f"{message}, at {len(places)} of {wrong.numel()} places, the first shown"
-        label, token = str(int(found.labels[row, place])), str(int(found.ids[row, place]))
-        yield Evidence(where="labels", measured=label, limit=token, message=told, index=(row, place))
+        label, token = str(int(found.labels[row, place])), int(found.ids[row, place])
+        limit = str(token if want is None else want)
+        yield Evidence(where="labels", measured=label, limit=limit, message=told, index=(row, place))
 
 
 def answers(trial: Trial) -> Iterator[Evidence]:
@@ -103,6 +107,9 @@ def _says(found: View, piece: Piece, run: tuple[int, int, str], texts: list[str]
 
 
 def _short(text: str) -> str:
+    """In one line, with what is repeated said once."""
+    text = re.sub(r"(<[^<>]+>)\1{2,}", lambda match: f"{match[1]}*{len(match[0]) // len(match[1])}", text)
+    text = text.replace("\n", "⏎")
     return text if len(text) <= 160 else f"{text[:100]} ... {text[-50:]}"
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from assay.audits.patch_runs import as_bytes
 from assay.audits.pipeline_facts import Facts, facts
 from assay.audits.pipeline_model import accepted, forward, refused, used_positions
-from assay.audits.pipeline_samples import answers, digest
+from assay.audits.pipeline_samples import answers, digest, pictures
 from assay.audits.pipelines import Pipeline, collated, padded_on, seeded
 from assay.audits.terms import Inexpressible, Outputs
 from assay.audits.usage import BadUsage
@@ -104,7 +104,14 @@ class Runner:
             batch = collated(self._pipeline, samples)
             reseeded = torch.initial_seed() != SEED
         changed = [index for index, old in zip(chosen, before, strict=True) if digest(self._sample(index)) != old]
-        return batch, {"samples": list(chosen), "wants": wants, "changed": changed, "reseeded": reseeded}
+        seen = [pictures(sample) for sample in samples]
+        return batch, {
+            "pictures": seen,
+            "samples": list(chosen),
+            "wants": wants,
+            "changed": changed,
+            "reseeded": reseeded,
+        }
 
     def _render(self, talk: list[dict[str, Any]], *, prompt: bool) -> str:
         """A conversation by the chat template, with the head of the next answer if it is a prompt."""

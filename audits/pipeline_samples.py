@@ -78,6 +78,31 @@ def text(content: Any) -> str:
     return ""
 
 
+def pictures(sample: Any) -> list[list[int]]:
+    """Width and height of each image of a sample in reading order, turned as its camera says; none where unknown."""
+    if not isinstance(sample, Mapping):
+        return []
+    talk = messages(sample) or []
+    parts = [part for item in talk if isinstance(item["content"], (list, tuple)) for part in item["content"]]
+    found = [part.get("image") for part in parts if isinstance(part, Mapping) and part.get("type") == "image"]
+    if not found or any(not hasattr(item, "getexif") for item in found):
+        held = sample.get("images", sample.get("image"))
+        found = list(held) if isinstance(held, (list, tuple)) else [held]
+    sizes = [_size(item) for item in found]
+    return [size for size in sizes if size] if all(sizes) else []
+
+
+SIDEWAYS = (5, 6, 7, 8)
+"""Values of the tag ``Orientation`` (274) of an image that is stored lying on its side."""
+
+
+def _size(image: Any) -> list[int]:
+    if not hasattr(image, "getexif"):
+        return []
+    wide, tall = image.size
+    return [tall, wide] if image.getexif().get(274) in SIDEWAYS else [wide, tall]
+
+
 def digest(value: Any) -> str:
     """A hash of what a sample holds: numbers, texts, tensors, arrays, images, in mappings, lists and objects."""
     found = hashlib.sha256()

@@ -30,7 +30,19 @@ AXES: Mapping[int, tuple[str, ...]] = {
 }
 MODALITIES = ("text", "image", "video", "audio")
 CHEAP = frozenset(
-    {"accepted", "placement", "features", "media", "types", "boundaries", "kept", "answers", "alone", "positions"}
+    {
+        "accepted",
+        "placement",
+        "features",
+        "media",
+        "orientation",
+        "types",
+        "boundaries",
+        "kept",
+        "answers",
+        "alone",
+        "positions",
+    }
 )
 """Laws that are asked while the batch is there: those that run no decoder. The page tells what they find in words."""
 

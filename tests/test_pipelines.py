@@ -22,7 +22,7 @@ from assay.audits.pipeline_facts import facts
 from assay.audits.pipeline_model import refused, rotaries, scores, watched
 from assay.audits.pipeline_run import MOST, BatchCall, Runner, _spread
 from assay.audits.pipeline_run import runs as label_runs
-from assay.audits.pipeline_samples import answers, digest, messages
+from assay.audits.pipeline_samples import answers, digest, messages, pictures
 from assay.audits.pipeline_show import indices, listed
 from assay.audits.pipelines import Pipeline, checked, load, padded_on, seeded
 from assay.audits.terms import Inexpressible
@@ -164,6 +164,16 @@ class Held:
 def test_a_digest_tells_samples_apart(one: Any, other: Any) -> None:
     assert digest(one) == digest(one)
     assert digest(one) != digest(other)
+
+
+def test_the_sizes_of_a_samples_images() -> None:
+    wide, turned = Image.new("RGB", (4, 2)), Image.new("RGB", (4, 2))
+    turned.getexif()[274] = 6
+    part = [{"type": "image", "image": wide}, {"type": "text", "text": "a"}]
+    assert pictures({"messages": [{"role": "user", "content": part}]}) == [[4, 2]]
+    assert pictures({"image": wide}) == [[4, 2]]
+    assert pictures({"images": [wide, turned]}) == [[4, 2], [2, 4]]
+    assert pictures({"images": ["a.png", wide]}) == pictures({"text": 3}) == pictures(3) == []
 
 
 def test_all_samples_are_spread_over_a_long_dataset() -> None:

@@ -24,6 +24,8 @@ from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Inexpressible
 from assay.reference.mrope_positions import IMAGE, VIDEO
 
+CLEARLY = 1.3
+"""How much longer one side is of an image whose orientation nobody mistakes, however it is resized to whole patches."""
 TYPES = {"image": IMAGE, "video": VIDEO}
 
 
@@ -313,7 +315,7 @@ def repeat(trial: Trial) -> Iterator[Evidence]:
 
 
 def placement(trial: Trial) -> Iterator[Evidence]:
-    """Every sample of a batch is in it, whole, with the tokens that it has alone.
+    """Every sample of a batch is in it once, whole, with the tokens that it has alone, and nothing else is.
 
     Why: what is dropped or cut while a batch is put together is never trained on, and nothing says so. What a sample
     is must not depend on its company.
@@ -321,7 +323,49 @@ def placement(trial: Trial) -> Iterator[Evidence]:
     Example: a packer that cuts the row at its length, through the middle of the last sample.
     """
     found = view(trial)
-    _, lost = located(trial, found)
+    placed, lost = located(trial, found)
     for sample in lost[:1]:
         message = f"sample {sample} is not in the batch with the tokens that it has alone ({len(lost)} samples are not)"
         yield Evidence(where="input_ids", measured="absent", limit="present", message=message, index=(sample,))
+    if not lost:
+        yield from _strange(found, placed)
+
+
+def _strange(found: View, placed: list[Piece]) -> Iterator[Evidence]:
+    """Tokens that are neither padding nor control tokens, and belong to no sample."""
+    between = torch.tensor([token for token in (found.facts["pad"], *found.facts["special"]) if token is not None])
+    free = found.real & ~torch.isin(found.ids, between.to(found.ids.dtype))
+    for piece in placed:
+        free[piece.row, piece.start : piece.stop] = False
+    for row, place in torch.nonzero(free)[:1].tolist():
+        message = f"{int(free.sum())} tokens of the batch belong to none of its samples"
+        yield Evidence(
+            where="input_ids", measured=str(int(found.ids[row, place])), limit="padding", message=message,
+            index=(row, place),
+        )  # fmt: skip
+
+
+def orientation(trial: Trial) -> Iterator[Evidence]:
+    """The grid of an image that is clearly wide is wide, that of one that is clearly tall is tall.
+
+    Why: height and width are the easiest pair to exchange. Their product is the same, so every count agrees, and the
+    rows of the image are read across.
+
+    Example: a size taken from an image library that says width first, written into a grid that says height first.
+    """
+    found = view(trial)
+    seen = 0
+    for sample in found.samples:
+        single = alone(trial, sample)
+        grids, pictures = single.get(GRIDS["image"]), single.record["pictures"][0]
+        if grids is None or len(pictures) != len(grids):
+            continue
+        seen += len(pictures)
+        for (wide, tall), (_, rows, columns) in zip(pictures, grids.tolist(), strict=True):
+            if max(wide, tall) > CLEARLY * min(wide, tall) and (wide > tall) != (columns > rows) and rows != columns:
+                message = f"sample {sample}: an image of {wide} x {tall} pixels (width x height) lies the other way"
+                measured, limit = f"{rows} rows, {columns} columns", "as its image"
+                yield Evidence(where=GRIDS["image"], measured=measured, limit=limit, message=message, index=(sample,))
+                return
+    if not seen:
+        raise Inexpressible("no sample has images that can be looked at, with a grid for each")

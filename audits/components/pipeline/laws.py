@@ -19,6 +19,7 @@ LAWS = (
     _law("placement", batch_laws.placement),
     _law("features", batch_laws.features),
     _law("media", batch_laws.media),
+    _law("orientation", batch_laws.orientation),
     _law("types", batch_laws.types),
     _law("boundaries", batch_laws.boundaries),
     _law("kept", label_laws.kept),

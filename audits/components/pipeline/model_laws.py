@@ -40,6 +40,9 @@ def used(trial: Trial) -> Iterator[Evidence]:
     """
     found = view(trial, positions=True) if view(trial).facts["model"] else view(trial)
     got = _given(found)
+    if timeless := list(_durations(found)):
+        yield from timeless
+        return
     for piece in pieces(trial, found):
         want = _rule(trial, piece, len(got))
         mine = piece.of(got)
@@ -51,6 +54,16 @@ def used(trial: Trial) -> Iterator[Evidence]:
             told = f"{message} (counted from its first)"
             yield Evidence(where="positions", measured=measured, limit=limit, message=told, index=index)
             return
+
+
+def _durations(found: View) -> Iterator[Evidence]:
+    """Where positions run in seconds, a video without a duration has none; a model then takes one of its own."""
+    rule = RULES.get(found.facts["rule"])
+    seconds = [name for name in SECONDS if found.get(name) is not None]
+    timed = rule is not None and rule.video_time == "seconds" and found.get(GRIDS["video"]) is not None
+    if timed and not seconds and found.get("position_ids") is None:
+        message = "nothing says how long a step of the videos lasts, and positions run in seconds"
+        yield Evidence(where=SECONDS[0], measured="absent", limit="present", message=message)
 
 
 def _given(found: View) -> Tensor:

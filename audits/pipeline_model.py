@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from assay.audits.families.loss_run import uncached
 from assay.audits.terms import Inexpressible, Outputs
 
 ROWS = 512
@@ -35,7 +34,7 @@ def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 
 def forward(model: nn.Module, batch: Mapping[str, Any], *, items: int, gradients: bool) -> Outputs:
-    """One forward in eval mode with what the model takes of the batch.
+    """One forward in eval mode with what the model takes of the batch, the cache turned off as ``Trainer`` does it.
 
     ``scores`` [B,S]: the log-probability of the next token of the row, 0 at the last. ``loss`` where there are labels.
     ``positions`` [A,B,S] where a rotary module could be watched. With ``gradients``: ``grads`` [P,2], for each
@@ -44,10 +43,9 @@ def forward(model: nn.Module, batch: Mapping[str, Any], *, items: int, gradients
     model.eval()
     given = _given(model, batch)
     asked: dict[str, Any] = {"num_items_in_batch": torch.tensor(items)} if items else {}
-    options = uncached(model) if accepted(model, "use_cache") else {}
     model.zero_grad(set_to_none=True)
-    with torch.set_grad_enabled(gradients), watched(model) as seen:
-        answer = model(**given, **asked, **options)
+    with torch.set_grad_enabled(gradients), as_trainer(model), watched(model) as seen:
+        answer = model(**given, **asked)
     logits, loss = (_told(answer, name) for name in ("logits", "loss"))
     if logits is None:
         raise Inexpressible("the model's forward returns no logits")
@@ -102,6 +100,20 @@ def _projected(model: nn.Module) -> Tensor:
     return torch.tensor(found, dtype=torch.float64).reshape(-1, 2)
 
 
+@contextlib.contextmanager
+def as_trainer(model: nn.Module) -> Iterator[None]:
+    """With ``use_cache`` off in the model's configuration, and left as it is in that of its parts."""
+    config = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    if config is not None:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        if config is not None:
+            config.use_cache = before
+
+
 class _Enough(Exception):
     """Ends a forward that has shown its positions."""
 
@@ -109,8 +121,8 @@ class _Enough(Exception):
 def used_positions(model: nn.Module, batch: Mapping[str, Any]) -> Outputs:
     """``positions`` alone, as of :func:`forward`: the run ends where the decoder is told them."""
     model.eval()
-    with torch.no_grad(), contextlib.suppress(_Enough), watched(model, enough=True) as seen:
-        model(**_given(model, batch), **(uncached(model) if accepted(model, "use_cache") else {}))
+    with torch.no_grad(), contextlib.suppress(_Enough), as_trainer(model), watched(model, enough=True) as seen:
+        model(**_given(model, batch))
     return {"positions": seen[0]} if seen else {}
 
 

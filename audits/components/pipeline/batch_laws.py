@@ -297,7 +297,7 @@ def repeat(trial: Trial) -> Iterator[Evidence]:
     Why: a collator that edits the samples it is given leaves them edited. From the second epoch on they are edited
     twice, and no run of one step shows it.
 
-    Example: ``sample.pop("images")``, or a conversation to which the system prompt is appended in place.
+    Example: a collator that calls ``sample.pop("images")``, or a system prompt that is put into the messages in place.
     """
     found = view(trial)
     for index in found.record["changed"][:1]:

@@ -210,8 +210,12 @@ def padded_qwen3_vl() -> Pipeline:
 
 
 def packed_qwen2_5_vl() -> Pipeline:
-    """Packs for Qwen2.5-VL: one row, boundaries by the text's positions."""
+    """Packs for Qwen2.5-VL: one row, boundaries by the text's positions, and no cache in the text model.
+
+    With a cache its forward makes no mask of packs, and ``Trainer`` turns it off in the outer configuration only.
+    """
     made = _family_pipeline("qwen2_5_vl")
+    made.model.config.text_config.use_cache = False
     packer = Packer("qwen2_5_vl", made.model)
     return Pipeline(dataset=made.dataset, collator=packer, processor=packer.processor, model=made.model)
 

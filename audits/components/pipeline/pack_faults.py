@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from assay.audits.components.pipeline.own import Collator, Ids, Packer
 from assay.audits.components.pipeline.wrong import FAMILY, faulty, model, pipeline
+from assay.audits.families.discovery import loaded
 from assay.audits.pipelines import Pipeline
 
 Made = Mapping[str, Tensor]
@@ -48,6 +50,17 @@ def pack_without_the_texts_row() -> Pipeline:
     Effect: positions are right, and every sample sees those before it.
     """
     return pipeline(_ThreeRows(FAMILY, model()))
+
+
+@faulty("isolated", "micro", link=PR_3817)
+def pack_with_the_cache_on() -> Pipeline:
+    """The text model makes a cache, as configurations have it; with one the forward makes no mask of packs.
+
+    Effect: positions and boundaries are right, and every sample sees those before it, also under ``Trainer``, which
+    turns the cache off in the outer configuration only.
+    """
+    made = loaded(FAMILY).build(0)
+    return dataclasses.replace(pipeline(Packer(FAMILY, made)), model=made)
 
 
 class _Masked(Packer):

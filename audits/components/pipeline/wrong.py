@@ -19,8 +19,14 @@ FAMILY = "qwen2_5_vl"
 
 @functools.lru_cache(maxsize=1)
 def model() -> Any:
-    """One for all faults, which leave it as it is."""
-    return loaded(FAMILY).build(0)
+    """One for all faults, which leave it as it is; without a cache, as packs need it."""
+    return cacheless(loaded(FAMILY).build(0))
+
+
+def cacheless(made: Any) -> Any:
+    """A model whose text model makes no cache unless it is told to."""
+    made.config.text_config.use_cache = False
+    return made
 
 
 def pipeline(collator: Any, dataset: Any = None) -> Pipeline:

@@ -1,6 +1,7 @@
 """Which law catches which fault: every fault put to every law, on the named cases, as a table.
 
-``python -m assay.audits.matrix`` prints the page; ``python -m assay.audits.matrix docs/matrix.md`` writes it.
+``python -m assay.audits.matrix`` prints the page; ``python -m assay.audits.matrix docs/matrix.md`` writes it. Names of
+operations after the file make the sections of these anew and keep the others.
 """
 
 from __future__ import annotations
@@ -75,10 +76,11 @@ def audited() -> tuple[Operation, ...]:
     return tuple(found for found in known if found.level == "function" and registry.faults(found.name))
 
 
-def tables(workers: int | None = None) -> tuple[Table, ...]:
-    """All operations that have faults. Faults keep state, so each has its row made once, in fresh processes."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return tuple(_table(operation, pool.map(_row, _keys(operation))) for operation in audited())
+def tables(names: Collection[str] = ()) -> tuple[Table, ...]:
+    """Operations that have faults, all unless named. Faults keep state: each row is made once, in fresh processes."""
+    wanted = [operation for operation in audited() if not names or operation.name in names]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return tuple(_table(operation, pool.map(_row, _keys(operation))) for operation in wanted)
 
 
 def _keys(operation: Operation) -> list[tuple[str, str]]:
@@ -99,6 +101,7 @@ def _table(operation: Operation, rows: Iterable[Row]) -> Table:
     )
 
 
+MARK = "## "
 HEAD = """# Which law catches which fault
 
 Made by `python -m assay.audits.matrix docs/matrix.md` from the named cases alone. `●`: the fault's entry names the law,
@@ -111,11 +114,19 @@ def page(found: Sequence[Table]) -> str:
     return "\n".join([HEAD, *(_section(table) for table in found)])
 
 
+def updated(text: str, found: Sequence[Table]) -> str:
+    """A page with these operations' sections made anew, in the order of the operations."""
+    parts = [f"{MARK}{part.rstrip()}\n" for part in text.split(MARK)[1:]]
+    sections = {part.removeprefix(MARK).partition("\n")[0]: part for part in parts}
+    sections |= {table.operation: _section(table) for table in found}
+    return "\n".join([HEAD, *(sections[operation.name] for operation in audited() if operation.name in sections)])
+
+
 def _section(table: Table) -> str:
     machine = sorted(set().union(*table.rows.values()) & set(MACHINE_RULES) - {"checker-failed"})
     columns = [*table.laws, *machine]
     lines = [
-        f"## {table.operation}",
+        f"{MARK}{table.operation}",
         "",
         f"{len(table.rows)} faults, {len(table.laws)} laws.",
         "",
@@ -152,12 +163,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the page, or write it to the path given."""
-    text = page(tables())
-    if arguments:
-        Path(arguments[0]).write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    """Print the page, or write it to the path given; of the operations named alone, if some are."""
+    if not arguments:
+        sys.stdout.write(page(tables()))
+        return
+    path, names = Path(arguments[0]), arguments[1:]
+    found = tables(names)
+    text = updated(path.read_text(encoding="utf-8"), found) if names else page(found)
+    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

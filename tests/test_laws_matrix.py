@@ -50,6 +50,16 @@ def test_a_page_says_what_nothing_catches() -> None:
     assert "catch no fault: tail." in text
 
 
+def test_one_section_is_made_anew_and_the_others_are_kept() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    table = matrix.Table(operation="mrope.tables", laws=("x",), named={"f": ("x",)}, rows={"f": frozenset({"x"})})
+    changed = matrix.updated(text, [table])
+    assert "## mrope.tables\n\n1 faults, 1 laws." in changed
+    others = [part for part in text.split("## ") if not part.startswith("mrope.tables")]
+    assert [part for part in changed.split("## ") if not part.startswith("mrope.tables")] == others
+    assert matrix.updated(text, []) == text
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif("ASSAY_EXAMPLES" not in os.environ, reason="minutes: set ASSAY_EXAMPLES")

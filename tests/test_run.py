@@ -256,3 +256,16 @@ def test_unknown_names_are_errors(house: dict[str, Any], options: Options) -> No
     """That say what there is."""
     with pytest.raises((LookupError, cases.BadCase), match="parity|three"):
         judge(house, oracle, options)
+
+
+def test_a_brief_audit_asks_relations_in_the_first_dtype_and_compares_in_all(house: dict[str, Any]) -> None:
+    asked: list[torch.dtype] = []
+
+    def related(trial: Trial) -> Iterator[Evidence]:
+        asked.append(trial.dtype)
+        yield from ()
+
+    house["laws"] = (*house["laws"], law(related))
+    report = judge(house, wrong_when(lambda inputs: inputs.x.dtype == torch.bfloat16), Options(brief=True))
+    assert set(asked) == {torch.float32}
+    assert {finding.dtype for finding in named(report, "parity")} == {"bfloat16"}

@@ -142,13 +142,13 @@ def seeded(number: int) -> Iterator[None]:
     before = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the global one that samples draw from
     with torch.random.fork_rng(devices=[]):
         random.seed(number)
-        np.random.seed(number)  # noqa: NPY002
+        np.random.seed(number)  # noqa: NPY002 - the state that old code draws from
         torch.manual_seed(number)
         try:
             yield
         finally:
             random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
+            np.random.set_state(before[1])  # noqa: NPY002 - the state that old code draws from
 
 
 @contextlib.contextmanager

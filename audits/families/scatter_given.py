@@ -18,7 +18,7 @@ LAYERS = 2
 """How many layers of deepstack features are handed over."""
 
 
-class Given(dict):  # type: ignore[type-arg]
+class Given(dict[Any, Any]):
     """What the replaced method returns: an output of transformers, as far as a forward looks at it."""
 
     def __getattr__(self, name: str) -> Any:

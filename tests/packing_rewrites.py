@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 from typing import Any
 
@@ -254,3 +255,50 @@ def padded_pieces_of_a_rank(batch: dict[str, Tensor], cp_rank: int, cp_size: int
         size = full.shape[-1] // cp_size
         made[name] = full[..., cp_rank * size : (cp_rank + 1) * size]
     return made
+
+
+def with_a_filled_mask_of_four_dimensions(features: list[dict[str, Any]]) -> dict[str, Any]:
+    """Filled up to a multiple of 64; what fills the row up sees itself alone, and minus infinity closes the rest."""
+    made = with_restarting_ids([f for f in features if f["input_ids"]])
+    numbers = _numbers([f for f in features if f["input_ids"]])
+    more = -numbers.shape[1] % 64
+    made = {name: F.pad(x, (0, more), value=IGNORED if name == "labels" else 0) for name, x in made.items()}
+    own = F.pad(numbers, (0, more))[0]
+    seen = ((own[:, None] == own) & (own != 0)).tril() | torch.eye(len(own), dtype=torch.bool)
+    return {**made, "attention_mask": torch.where(seen, 0.0, -torch.inf).to(torch.bfloat16)[None, None]}
+
+
+def with_labels_twice(features: list[dict[str, Any]]) -> dict[str, Any]:
+    """Labels, labels that were moved, and position ids in int32."""
+    made = with_restarting_ids(features)
+    moved = F.pad(made["labels"], (0, 1), value=IGNORED)[:, 1:]
+    return {**made, "shift_labels": moved, "position_ids": made["position_ids"].int()}
+
+
+def with_types_and_half_pixels(features: list[dict[str, Any]]) -> dict[str, Any]:
+    """Types of the tokens in int32, pixels in bfloat16."""
+    made = with_axes_of_each(features)
+    types = torch.tensor([[kind for f in features for kind in f["mm_token_type_ids"]]], dtype=torch.int32)
+    pixels = {name: made[name].bfloat16() for name in ("pixel_values", "pixel_values_videos") if name in made}
+    return {**made, **pixels, "mm_token_type_ids": types}
+
+
+def by_blocks(cu_seqlens: Tensor) -> Tensor:
+    """A block for each sample, in bytes."""
+    return torch.block_diag(*(torch.ones(n, n).tril() for n in cu_seqlens.diff().tolist())).to(torch.int8)[None, None]
+
+
+def worst_fit(lengths: list[int], capacity: int) -> tuple[list[int], ...]:
+    """The longest first, each into the pack with the most room; a heap of rooms."""
+    if max(lengths, default=0) > capacity:
+        raise ValueError(f"too long: {max(lengths)}")
+    packs: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not rooms or -rooms[0][0] < lengths[i]:
+            heapq.heappush(rooms, (-capacity, len(packs)))
+            packs.append([])
+        free, place = heapq.heappop(rooms)
+        packs[place].append(i)
+        heapq.heappush(rooms, (free + lengths[i], place))
+    return tuple(packs)

@@ -94,6 +94,33 @@ def by_pieces(embeddings: Tensor, mask: Tensor, features: Tensor) -> Tensor:
     return torch.stack(rows) if rows else embeddings
 
 
+def by_a_table(embeddings: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+    """Text and features are one table, and each place looks up its row."""
+    _count(int(mask.sum()), len(features))
+    places, hidden = mask.numel(), embeddings.shape[-1]
+    table = torch.cat([embeddings.reshape(places, hidden), features.to(embeddings.dtype)])
+    index = torch.arange(places).masked_scatter(mask.flatten(), places + torch.arange(len(features)))
+    return table.index_select(0, index).view_as(embeddings)
+
+
+class _Put(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return embeddings.index_put(mask.nonzero(as_tuple=True), features)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+        (mask,) = ctx.saved_tensors
+        return grad.masked_fill(mask[..., None], 0), None, grad[mask]
+
+
+def by_a_function_of_its_own(embeddings: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+    """With a backward that is written out."""
+    _count(int(mask.sum()), len(features))
+    return _Put.apply(embeddings, mask, features.to(embeddings.dtype))
+
+
 def by_clone_and_index(hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
     """``_deepstack_process`` as a function."""
     hidden_states = hidden_states.clone()
@@ -114,6 +141,8 @@ def by_zeros_elsewhere(hidden_states: Tensor, visual_pos_masks: Tensor, visual_e
 RIGHT: tuple[tuple[str, str, Callable[..., Tensor]], ...] = (
     (scatter.NAME, "mask", by_masked_scatter),
     (scatter.NAME, "mask", by_pieces),
+    (scatter.NAME, "mask", by_a_table),
+    (scatter.NAME, "mask", by_a_function_of_its_own),
     (scatter.NAME, "expanded", by_expanded_mask),
     (scatter.NAME, "vllm", by_assignment),
     (scatter.NAME, "token-id", by_running_count),

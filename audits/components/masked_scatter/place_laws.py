@@ -89,7 +89,13 @@ def reaches(trial: Trial) -> Iterator[Evidence]:
     Example: features that are detached to get past an error about an in-place operation.
     """
     (name,) = trial.operation.outputs
-    inputs, upstream, grads = trial.inputs, trial.upstream[name], trial.outcome.grads
+    message = "not the gradient of the rows that it became"
+    yield from gradients_of(trial, trial.outcome, trial.upstream[name], message)
+
+
+def gradients_of(trial: Trial, outcome: Outcome, upstream: Tensor, message: str) -> Iterator[Evidence]:
+    """Evidence where the gradients of a call are not the rows of ``upstream`` [B,S,H] that belong to each input."""
+    inputs, grads = trial.inputs, outcome.grads
     masked = inputs.masked()[..., None]
     kept = upstream if trial.operation.name == deepstack.NAME else torch.where(masked, 0.0, upstream)
     wanted = {"embeddings": kept} | {modality: upstream[inputs.mask(modality)] for modality in inputs.flat()}
@@ -97,7 +103,7 @@ def reaches(trial: Trial) -> Iterator[Evidence]:
         got = grads.get(where)
         got = torch.zeros_like(want) if got is None else got
         if got.shape == want.shape:
-            yield from exactly(f"grad:{where}", got, want, "not the gradient of the rows that it became")
+            yield from exactly(f"grad:{where}", got, want, message)
 
 
 def alike(trial: Trial) -> Iterator[Evidence]:

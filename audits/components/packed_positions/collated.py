@@ -31,6 +31,11 @@ THEIRS = {
     "video_pixels": "pixel_values_videos",
 }
 """Our names of fields and Hugging Face's, where they differ."""
+AS_TOLD = (
+    "cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k", "max_seqlen", "seq_idx",
+    "attention_mask", "labels", "shift_labels",
+)  # fmt: skip
+"""What is kept as it came, under ``raw:NAME``, for laws that compare what a batch says twice."""
 
 
 def called(collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]], inputs: Inputs, *, as_lists: bool) -> Outputs:
@@ -91,7 +96,8 @@ def read(batch: Mapping[str, Any], inputs: Inputs) -> Outputs:
     longest = flat.get("max_length_q", flat.get("max_seqlen"))
     out["max_length"] = out["cu_seqlens"].diff().max().long() if longest is None else longest.long().reshape(())
     out |= {f"told:{name}": value for name, value in told.items()}
-    return _trimmed(out | _carried(flat), inputs)
+    raw = {f"raw:{name}": flat[name] for name in AS_TOLD if name in flat}
+    return _trimmed(out | _carried(flat), inputs) | raw
 
 
 def numbered(cu_seqlens: Tensor, total: int) -> Tensor:

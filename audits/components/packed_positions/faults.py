@@ -11,6 +11,7 @@ from assay.audits.components.packed_positions import (
     pack_position_faults,
     plan_faults,
     shard_faults,
+    told_faults,
 )
 
 FAULTS = (
@@ -22,4 +23,5 @@ FAULTS = (
     *mask_faults.FAULTS,
     *model_faults.FAULTS,
     *shard_faults.FAULTS,
+    *told_faults.FAULTS,
 )

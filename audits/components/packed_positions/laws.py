@@ -9,6 +9,10 @@ from assay.audits.components.packed_positions import (
     pack_laws,
     plan_laws,
     shard_laws,
+    told_laws,
 )
 
-LAWS = (*plan_laws.LAWS, *pack_laws.LAWS, *boundary_laws.LAWS, *mask_laws.LAWS, *model_laws.LAWS, *shard_laws.LAWS)
+LAWS = (
+    *plan_laws.LAWS, *pack_laws.LAWS, *told_laws.LAWS, *boundary_laws.LAWS, *mask_laws.LAWS, *model_laws.LAWS,
+    *shard_laws.LAWS,
+)  # fmt: skip

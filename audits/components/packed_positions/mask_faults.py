@@ -10,6 +10,8 @@ from assay.audits.components.packed_positions.rows import Inputs
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs
 
+TILE = 64
+
 
 def seen(inputs: Inputs) -> Tensor:
     """The right mask, bool [B,T,T]: what the faults depart from."""
@@ -30,6 +32,30 @@ def plain_causal(inputs: Inputs) -> Outputs:
     """
     real = inputs.segments != 0
     return read((real[:, None, :] & real[:, :, None]).tril(), inputs)
+
+
+@fault(NAME, "isolated")
+def numbers_as_bytes(inputs: Inputs) -> Outputs:
+    """Numbers of samples are kept in a byte each.
+
+    Effect: in rows of short samples number 257 is number 1 again, and sees the first.
+    """
+    bytes_ = inputs.segments.to(torch.uint8)
+    own = (bytes_[:, :, None] == bytes_[:, None, :]) & (inputs.segments != 0)[:, :, None]
+    return read(own.tril() | torch.eye(bytes_.shape[1], dtype=torch.bool), inputs)
+
+
+@fault(NAME, "isolated")
+def tiles_by_their_first_token(inputs: Inputs) -> Outputs:
+    """Whole tiles of 64 tokens are open where the first query and the first key are of one sample.
+
+    Effect: what begins within a tile reads in the sample before it; rows shorter than a tile are right.
+    """
+    tile = torch.arange(inputs.segments.shape[1]) // TILE
+    first = inputs.segments[:, tile * TILE]
+    whole = (first[:, :, None] == first[:, None, :]) & (tile[:, None] > tile[None, :])
+    real = (inputs.segments != 0)[:, :, None]
+    return read((seen(inputs) | whole) & real, inputs)
 
 
 @fault(NAME, "causal")

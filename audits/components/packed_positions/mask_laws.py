@@ -85,7 +85,8 @@ def renumbered(trial: Trial) -> Iterator[Evidence]:
     Example: numbers that are multiplied to find equal ones, so that two and two make the same as four and one.
     """
     numbers = trial.inputs.segments
-    other = dataclasses.replace(trial.inputs, segments=torch.where(numbers > 0, (numbers * 5) % 17 + 1, 0))
+    prime = 17 if int(numbers.max()) < 17 else 65537  # no two numbers become one
+    other = dataclasses.replace(trial.inputs, segments=torch.where(numbers > 0, (numbers * 5) % prime + 1, 0))
     yield from exactly("seen", trial.run(other)["seen"], _seen(trial), "other numbers make another mask")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.audits.components.packed_positions.collated import OF_TOKENS
 from assay.audits.components.packed_positions.pack import NAME, PER_SAMPLE, TEXT, Inputs
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
@@ -221,17 +222,20 @@ def carried(trial: Trial) -> Iterator[Evidence]:
     """
     values, inputs = trial.outcome.values, trial.inputs
     total = sum(inputs.lengths)
-    for name in ("weights", "image_grids", "video_grids", "pixels", "video_pixels"):
+    for name in ("weights", "token_types", "image_grids", "video_grids", "pixels", "video_pixels"):
         want = torch.cat(getattr(inputs, name))
         got = values.get(f"carried:{name}")
-        if not len(want):
-            continue
+        if not len(want) or (name == "token_types" and (got is None or inputs.rule == TEXT)):
+            continue  # of what use token types are where positions are made already, the model knows
         if got is None:
             yield Evidence(
                 where=name, measured="absent", limit="packed", message="was in the samples, not in the batch"
             )
             continue
-        own = got[:total] if name == "weights" else got
+        if want.is_floating_point() and not got.is_floating_point():
+            yield Evidence(where=name, measured=str(got.dtype), limit="a floating dtype", message="fractions were cut")
+            continue
+        own = got[:total] if name in OF_TOKENS else got
         yield from _as_before(name, own, want, "packed by another map than the tokens")
 
 

@@ -139,6 +139,7 @@ CASES = {
     "exact-fit": Case(lengths=(6, 4, 7, 3, 9, 1, 5, 5)),
     "empties": Case(lengths=(0, 3, 0, 10, 2)),
     "many": Case(lengths=tuple(1 + (37 * i) % 31 for i in range(60)), capacity=32),
+    "hundreds": Case(lengths=tuple(1 + (29 * i) % 47 for i in range(1100)), capacity=64),
     "split": Case(lengths=(3, 25, 10, 7), overlong="split"),
     "truncate": Case(lengths=(3, 25, 10, 7), overlong="truncate"),
     "drop": Case(lengths=(25, 3, 11, 10, 7), overlong="drop"),

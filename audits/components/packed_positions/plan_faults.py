@@ -10,6 +10,8 @@ from assay.audits.components.packed_positions.plan import NAME, Inputs, pieces
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs
 
+BUFFER = 1000
+
 
 def next_fit(
     inputs: Inputs, *, fits: Callable[[int, int], bool] | None = None, sizes: list[int] | None = None
@@ -48,6 +50,19 @@ def last_pack_lost(inputs: Inputs) -> Outputs:
     """
     packed = next_fit(inputs)["pieces"]
     return {"pieces": packed[packed[:, 0] < packed[:, 0].max()] if len(packed) else packed}
+
+
+@fault(NAME, "once")
+def rest_of_a_buffer_lost(inputs: Inputs) -> Outputs:
+    """A thousand samples are packed at a time, and the pack that is not full then is overwritten by the next thousand.
+
+    Effect: a few samples of every thousand are never trained on; small tests have one buffer.
+    """
+    packed = next_fit(inputs)["pieces"]
+    if len(inputs.lengths) <= BUFFER:
+        return {"pieces": packed}
+    own = packed[packed[:, 1] == BUFFER - 1, 0]
+    return {"pieces": packed[packed[:, 0] != own[0]] if len(own) else packed}
 
 
 @fault(NAME, "fits")

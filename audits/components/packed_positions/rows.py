@@ -89,6 +89,8 @@ CASES = {
     "whole-rows": Case(rows=((6,), (6,), (6,))),
     "padded": Case(rows=((3, 1, 4), (2, 3)), padding="right"),
     "padded-left": Case(rows=((2, 3), (3, 1, 4)), padding="left"),
+    "tiles": Case(rows=((37, 101, 3, 150), (64, 128, 2, 97))),  # more than a tile of 64 or 128, cut anywhere
+    "hundreds": Case(rows=((1, 2) * 135,)),  # more samples than a byte counts, and ends that bfloat16 rounds
 }
 
 

@@ -149,6 +149,8 @@ CASES = {
     "rows-as-ranks": Case(rows=((4, 4), (8,), (1, 7), (3, 5)), world=4),  # B, A and W that could be taken for T
     "axes-as-ranks": Case(rows=((4, 2), (6,), (5, 1)), world=3),
     "two-tokens-a-piece": Case(rows=((3, 1),), world=2),
+    "eight-ranks": Case(rows=((20, 12),), world=8, layout="zigzag"),
+    "three-ranks-zigzag": Case(rows=((5, 7), (12,)), world=3, layout="zigzag"),
     "four-axes": Case(axes=4, rows=((9, 7),), world=2, layout="zigzag"),
 }
 

@@ -133,6 +133,28 @@ def rest_left_out(inputs: Inputs) -> Outputs:
     return read(pieces(inputs.cut(inputs.tokens // parts * parts)))
 
 
+@fault(NAME, "uneven")
+def zigzag_for_a_multiple_of_ranks(inputs: Inputs) -> Outputs:
+    """Rows must be a multiple of the number of ranks, also where each rank has two pieces, of the size of a quotient.
+
+    Effect: with an odd number of tokens for each rank the last one of each of them is lost.
+    """
+    if inputs.tokens % inputs.world:
+        raise ValueError(f"{inputs.tokens} tokens for {inputs.world} ranks")
+    parts = inputs.world * (2 if inputs.layout == "zigzag" else 1)
+    return read(pieces(inputs.cut(inputs.tokens // parts * parts)))
+
+
+@fault(NAME, "layout")
+def second_node_turned_round(inputs: Inputs) -> Outputs:
+    """Ranks are numbered node by node, four to each, and the second node's in the other direction.
+
+    Effect: on one node all is well; on two, ring attention masks what it should see.
+    """
+    made = pieces(inputs)
+    return read([*made[:4], *made[:3:-1]])
+
+
 @fault(NAME, "once")
 def one_token_over(inputs: Inputs) -> Outputs:
     """Pieces share a token at each cut, so that every target is at hand.

@@ -123,27 +123,32 @@ def layout(trial: Trial) -> Iterator[Evidence]:
 def uneven(trial: Trial) -> Iterator[Evidence]:
     """Tokens that cannot be dealt out equally are an error, or padded with what is not trained on.
 
-    Why: the length of a row is what its samples have together, rarely a multiple of anything.
+    Why: the length of a row is what its samples have together, rarely a multiple of anything. A zigzag asks for a
+    multiple of twice the number of ranks.
 
     Example: a floor division that leaves out the last tokens of each row.
     """
     inputs: Inputs = trial.inputs
-    short = inputs.cut(inputs.tokens - 1)
-    outcome = trial.attempt(short)
-    if outcome.raised:
-        return
-    known = set(short.batch["input_ids"].flatten().tolist())
-    pieces = _pieces(outcome.values, short, "input_ids")
-    scored = _pieces(outcome.values, short, "targets")
-    kept = [ids[torch.isin(ids, torch.tensor(sorted(known)))].flatten() for ids in pieces]
+    for tokens in sorted({inputs.tokens - 1, inputs.tokens - inputs.world} - {0}):
+        short = inputs.cut(tokens)
+        outcome = trial.attempt(short)
+        if outcome.raised is None:
+            yield from _dealt(short, outcome.values)
+
+
+def _dealt(short: Inputs, values: Outputs) -> Iterator[Evidence]:
+    """Evidence unless all tokens are dealt out once, and what was added is not trained on."""
+    known = torch.tensor(sorted(short.batch["input_ids"].flatten().tolist()))
+    pieces = _pieces(values, short, "input_ids")
+    kept = [ids[torch.isin(ids, known)].flatten() for ids in pieces]
     got = sorted(torch.cat(kept).tolist()) if kept else []
-    if got != sorted(known):
+    if got != known.tolist():
         yield Evidence(
             where="input_ids", measured=f"{len(set(got))} tokens", limit=f"{len(known)} tokens",
-            message=f"rows of {short.tokens} tokens for {inputs.world} ranks were accepted and not all dealt out once",
+            message=f"rows of {short.tokens} tokens for {short.world} ranks were accepted and not all dealt out once",
         )  # fmt: skip
-    for ids, own in zip(pieces, scored, strict=True):
-        added = ~torch.isin(ids, torch.tensor(sorted(known)))
+    for ids, own in zip(pieces, _pieces(values, short, "targets"), strict=True):
+        added = ~torch.isin(ids, known)
         if own.shape == ids.shape and bool((own[added] != IGNORED).any()):
             yield Evidence(where="targets", measured="a target", limit="ignored", message="padding is trained on")
 

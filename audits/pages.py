@@ -105,7 +105,7 @@ def _upper(text: str) -> str:
 def _sections(doc: str) -> str:
     """A law's docstring with headings for its reason and its example."""
     text = _markdown(inspect.cleandoc(doc))
-    return re.sub(r"^(Why|Example): (\w)", lambda m: f"## {m[1]}\n\n{m[2].upper()}", text, flags=re.MULTILINE)
+    return re.sub(r"^(Why|Example): ([\w`])", lambda m: f"## {m[1]}\n\n{m[2].upper()}", text, flags=re.MULTILINE)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

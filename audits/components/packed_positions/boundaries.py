@@ -60,24 +60,20 @@ def _unpadded(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     return answer(made[-2], made[-1])
 
 
-def _no_padding(inputs: Inputs) -> str | None:
-    return None if inputs.full else "the form has no padding"
-
-
 FORMS = (
     Form(
         name="hf-flash",
         summary="function(position_ids [B,T]) -> ((cu_seqlens_q, cu_seqlens_k), (max_q, max_k)), or (cu_seqlens, max)",
         parameters=("position_ids",),
         call=_flash,
-        accepts=_no_padding,
+        accepts=rows.no_padding,
     ),
     Form(
         name="segments",
         summary="function(position_ids [B,T]) -> the number of each token's sample [B,T]; None: one sample a row",
         parameters=("position_ids",),
         call=_segments,
-        accepts=_no_padding,
+        accepts=rows.no_padding,
     ),
     Form(
         name="assay",

@@ -56,12 +56,8 @@ def _positions(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     return read(function(inputs.position_ids), inputs)
 
 
-def _no_padding(inputs: Inputs) -> str | None:
-    return None if inputs.full else "the form has no padding"
-
-
 def _one_row(inputs: Inputs) -> str | None:
-    return _no_padding(inputs) or (None if len(inputs.segments) == 1 else "the form has one row")
+    return rows.no_padding(inputs) or (None if len(inputs.segments) == 1 else "the form has one row")
 
 
 FORMS = (
@@ -89,7 +85,7 @@ FORMS = (
         summary="function(position_ids [B,T]) -> [B,1,T,T], or None for plain causal attention (Hugging Face's way)",
         parameters=("position_ids",),
         call=_positions,
-        accepts=_no_padding,
+        accepts=rows.no_padding,
     ),
 )
 

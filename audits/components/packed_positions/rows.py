@@ -104,6 +104,11 @@ def strategy() -> st.SearchStrategy[Case]:
     )
 
 
+def no_padding(inputs: Inputs) -> str | None:
+    """What forms accept that know samples by their positions alone."""
+    return None if inputs.full else "the form has no padding"
+
+
 def several_rows(_operation: Operation, case: Any) -> str | None:
     """For laws about rows."""
     return None if len(case.rows) > 1 else "one row"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Options:
     """How much to audit. Amounts may differ between a laptop and CI; limits never do.
 
-    ``brief``: relations are asked in the first dtype alone. All cases are compared with the reference in every dtype.
+    ``brief``: relations are asked in the first dtype, on some cases. All cases are compared with the reference in every
+    dtype.
     """
 
     laws: tuple[str, ...] = ()

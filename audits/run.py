@@ -39,6 +39,8 @@ MAX_DEATHS = 3
 """A candidate that has ended its process so often is asked no more: each new process imports it again."""
 COSTLY = 5
 """By how much the search of a costly candidate is cut on a CPU, and the cases that its relations are asked on."""
+BRIEF = 3
+"""Of how many cases one is put to the relations in a brief audit."""
 TRIES = 2
 """Of how many cases a finding's command is tried, the worst ones first."""
 NOTES = {
@@ -229,21 +231,18 @@ def _excused(tally: Tally, law: Law, params: Any, reason: str | None) -> bool:
 def _spared(tally: Tally, law: Law, dtype: str) -> bool:
     """Whether a candidate is spared a relation on this case, which others of its cases stand for.
 
-    All named cases are compared with the reference, in every dtype. Relations take many calls: in a brief audit they
-    are asked in the first dtype, and those of a costly candidate on every fifth case of it.
+    All named cases are compared with the reference, in every dtype. Relations take many calls: a costly candidate, and
+    one of many in a brief audit, is asked in the first dtype, on every fifth or third case.
     """
     if law.name in COMPARISONS or not (tally.costly or tally.options.brief):
         return False
     first = (tally.options.dtypes or tally.operation.dtypes)[0]
-    if dtype != first:
-        tally.excuse(law.name, f"relations are asked in {first} of candidates that are costly or one of many")
-        return True
-    if not tally.costly:
-        return False
-    tally.offered[law.name] += 1
-    if tally.offered[law.name] % COSTLY == 1:
-        return False
-    tally.excuse(law.name, f"a costly candidate is asked on every {COSTLY}th case, on a CPU")
+    every, whom = (COSTLY, "a costly candidate") if tally.costly else (BRIEF, "one family of many")
+    if dtype == first:
+        tally.offered[law.name] += 1
+        if tally.offered[law.name] % every == 1:
+            return False
+    tally.excuse(law.name, f"{whom} is asked in {first}, on one case of {every}")
     return True
 
 

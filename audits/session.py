@@ -15,7 +15,7 @@ from assay.audits.pool import Pool
 from assay.audits.render import html, junit, markdown, sarif, schema
 from assay.audits.run import Options, audit, merge
 from assay.audits.server import Server
-from assay.audits.terms import Candidate, Operation, Report, Waiver
+from assay.audits.terms import Candidate, Numeric, Operation, Report, Waiver
 from assay.audits.usage import BadUsage
 
 Work = tuple[Operation, Candidate, Options]
@@ -95,7 +95,7 @@ def planned(request: Request, options: Options, describe: Describe | None = None
     fits = {name: _fit(operation, options) for name, operation in operations.items()}
     _refuse_unused(operations, fits, options)
     work = [
-        (operation, candidate, fit if request.families else _shared(candidate, fit))
+        (operation, candidate, fit if request.families else _shared(operation, candidate, fit))
         for operation, candidate in pairs
         if (fit := fits[operation.name])
     ]
@@ -116,11 +116,14 @@ def _fit(operation: Operation, options: Options) -> Options | None:
     return None if any(asked and not left for asked, left in pairs) else fit
 
 
-def _shared(candidate: Candidate, options: Options) -> Options:
-    """The options of one candidate among all: families that nobody named share the search, and are judged briefly."""
+def _shared(operation: Operation, candidate: Candidate, options: Options) -> Options:
+    """The options of one candidate among all: families that nobody named share the search, and are judged briefly.
+
+    Not where relations are what judges: those of whole models and of positions are put to every case.
+    """
     if "family" not in candidate.target:
         return options
-    return replace(options, examples=-(-options.examples // FEWER), brief=True)
+    return replace(options, examples=-(-options.examples // FEWER), brief=isinstance(operation.expect, Numeric))
 
 
 def _dtypes(operation: Operation) -> tuple[str, ...]:

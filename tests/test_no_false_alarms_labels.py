@@ -106,6 +106,26 @@ def sample_by_expansion(messages, processor):
     return collator_by_expansion([{"messages": messages, "images": images}], processor)
 
 
+VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def sample_without_markers(messages, processor):
+    """The same, with the markers around images ignored as their placeholders are, in the assistant's turns too."""
+    made = sample_by_expansion(messages, processor)
+    hidden = {processor.tokenizer.convert_tokens_to_ids(name) for name in VISION}
+    rows = zip(made["input_ids"][0], made["labels"][0], strict=True)
+    return {"input_ids": made["input_ids"], "labels": [IGNORE if token in hidden else own for token, own in rows]}
+
+
+def collator_of_everything(examples, processor):
+    """All is trained but padding, placeholders and the markers around them."""
+    batch = collator_by_expansion(examples, processor)
+    ids = torch.tensor(batch["input_ids"])
+    hidden = torch.tensor([processor.tokenizer.convert_tokens_to_ids(name) for name in VISION])
+    kept = torch.tensor(batch["attention_mask"]).bool() & ~torch.isin(ids, hidden)
+    return {**batch, "labels": ids.where(kept, IGNORE)}
+
+
 def mask_by_decoding(input_ids, tokenizer):
     """Token by token: a turn opens with its marker, its role is what is written up to the end of the line."""
     labels = torch.full_like(input_ids, IGNORE)
@@ -150,6 +170,11 @@ def cut_pair_side(input_ids, labels, max_length, side):
     if not (labels[kept] != IGNORE).any():
         raise ValueError("no target is left")
     return input_ids[kept], labels[kept]
+
+
+def cut_to_lists(input_ids, labels, max_length, side):
+    """The same, as lists."""
+    return tuple(found.tolist() for found in cut_pair_side(input_ids, labels, max_length, side))
 
 
 def pad_sequences(examples, pad_id, side):
@@ -198,11 +223,14 @@ RIGHT = {
     "by_offsets": ("label_mask.labels", "messages"),
     "by_policy": ("label_mask.labels", "messages-train"),
     "sample_by_expansion": ("label_mask.labels", "sample"),
+    "sample_without_markers": ("label_mask.labels", "sample"),
     "collator_by_expansion": ("label_mask.labels", "collator"),
+    "collator_of_everything": ("label_mask.labels", "collator-all"),
     "mask_by_decoding": ("label_mask.labels", "mask"),
     "nothing_wrong_each": ("label_mask.labels", ""),
     "cut_pair": ("label_mask.truncate", "pair"),
     "cut_pair_side": ("label_mask.truncate", "pair-side"),
+    "cut_to_lists": ("label_mask.truncate", "pair-side"),
     "pad_sequences": ("label_mask.collate", "assay"),
     "to_a_multiple_of_eight": ("label_mask.collate", "features"),
     "stacked": ("label_mask.collate", "stacking"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,6 +25,8 @@ from assay.reference.label_mask import IGNORE
 NAME = "label_mask.collate"
 TEMPLATE = "qwen2_5"
 OPTIONAL = ("attention_mask", "token_types", "spans")
+TYPES = ("token_types", "token_type_ids")
+"""What the types of tokens are called here, and in transformers."""
 EMPTY = {"attention_mask": 1, "token_types": 0}
 """What a per-token key is in a sample of which it says nothing."""
 
@@ -42,7 +44,9 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Samples, and how they are padded. ``pad`` is ``own`` or ``eos``: the token that also ends every answer.
+    """Samples, and how they are padded.
+
+    ``pad`` is ``own``, ``eos``, the token that also ends every answer, or ``zero``, the one whose id is 0.
 
     ``absent`` are (sample, key) whose optional key the call is made without; ``train``: ``answers`` or ``all``.
     """
@@ -75,23 +79,27 @@ class Inputs:
 
 def _ids() -> dict[str, int]:
     made = vocabularies.backend("small")
-    return {"own": int(made.token_to_id("<|pad|>")), "eos": int(made.token_to_id("<|im_end|>"))}
+    return {"own": int(made.token_to_id("<|pad|>")), "eos": int(made.token_to_id("<|im_end|>")), "zero": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Parameters of a case: the lengths of the samples; ``keys``: the optional keys say something in every sample."""
+    """Parameters of a case: the lengths of the samples.
+
+    ``keys``: the optional keys say something in every sample; ``hidden``: each attention mask leaves a token out.
+    """
 
     seed: Count = 0
     lengths: tuple[Size, ...] = (7, 4, 11)
-    pad: Annotated[str, one_of(("own", "eos"))] = "own"
+    pad: Annotated[str, one_of(("own", "eos", "zero"))] = "own"
     side: Annotated[str, one_of(("right", "left"))] = "right"
     train: Annotated[str, one_of(("answers", "all"))] = "answers"
     keys: bool = True
+    hidden: bool = False
 
 
 def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
-    """Random ids; the end of a turn stands in every sample that is long enough, last and in the middle."""
+    """Random ids; the end of a turn stands in every sample that is long enough, last and in the middle, after id 0."""
     generator = torch.Generator().manual_seed(case.seed)
     return Inputs(
         examples=tuple(_example(case, length, generator, device) for length in case.lengths),
@@ -103,14 +111,17 @@ def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
 
 def _example(case: Case, length: int, generator: torch.Generator, device: torch.device) -> Example:
     ids = torch.randint(10, 500, (length,), generator=generator)
+    ids[-2:] = 0  # an id like any other, and the one that is mistaken for none
     ids[-1] = ids[length // 3] = _ids()["eos"]
     start = 0 if case.train == "all" else int(torch.randint(0, length, (), generator=generator))
     labels = ids.clone()
     labels[:start] = IGNORE
     types = torch.randint(0, 3, (length,), generator=generator) if case.keys else torch.zeros_like(ids)
     edges = torch.randint(0, length + 1, (1 + length % 3, 2), generator=generator).sort(-1).values
+    mask = torch.ones_like(ids)
+    mask[length // 2] = not case.hidden
     given = {
-        "input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids), "token_types": types,
+        "input_ids": ids, "labels": labels, "attention_mask": mask, "token_types": types,
         "spans": edges if case.keys else edges[:0],
     }  # fmt: skip
     return Example(**{name: value.to(device) for name, value in given.items()})
@@ -137,7 +148,16 @@ def _assay(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     examples = [inputs.given(sample) for sample in range(len(inputs.examples))]
     names = [sorted(example) for example in examples]
     found = _tensors(function(examples, pad_id=inputs.pad_id, side=inputs.side))
-    return {**found, "untouched": torch.tensor([sorted(e) == n for e, n in zip(examples, names, strict=True)])}
+    return {
+        **found, "untouched": torch.tensor([sorted(e) == n for e, n in zip(examples, names, strict=True)]),
+        **_said(examples),
+    }  # fmt: skip
+
+
+def _said(examples: Sequence[Mapping[str, Any]]) -> Outputs:
+    """Whether some sample was handed over with types of tokens or spans that say something."""
+    types = any(bool(torch.as_tensor(row[key]).any()) for row in examples for key in TYPES if key in row)
+    return {"said": torch.tensor([types, any(len(example.get("spans", ())) for example in examples)])}
 
 
 def _features(function: Callable[..., Any], inputs: Inputs) -> Outputs:
@@ -156,7 +176,8 @@ def _features(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     before = copy.deepcopy(features)
     batch = function(features, inputs.tokenizer())
     found = _tensors({ours: batch.get(wanted.get(ours, ours)) for ours in ("input_ids", "labels", *OPTIONAL[:2])})
-    return {**found, "untouched": torch.tensor([now == then for now, then in zip(features, before, strict=True)])}
+    untouched = torch.tensor([now == then for now, then in zip(features, before, strict=True)])
+    return {**found, "untouched": untouched, **_said(before)}
 
 
 def _equal(inputs: Inputs) -> str | None:
@@ -201,8 +222,10 @@ CASES = {
     "all-pad-is-eos": Case(train="all", pad="eos", lengths=(4, 7, 7), seed=10),
     "plain": Case(keys=False, lengths=(3, 8), seed=11),
     "plain-left": Case(keys=False, lengths=(9, 2, 5), side="left", seed=12),
-    "many": Case(lengths=(3, 17, 1, 8, 8, 30, 2, 11), side="left", pad="eos", seed=13),
-    "long": Case(lengths=(300, 41, 128), seed=14),
+    "many": Case(lengths=(3, 17, 1, 8, 8, 30, 2, 11, 5, 4, 9), side="left", pad="eos", seed=13),
+    "long": Case(lengths=(2100, 41, 128), seed=14),  # longer than rows are often cut to
+    "pad-is-0": Case(lengths=(6, 3, 8), pad="zero", seed=15),
+    "hidden": Case(lengths=(5, 9, 3), hidden=True, seed=16),
 }
 
 
@@ -212,10 +235,11 @@ def strategy() -> st.SearchStrategy[Case]:
         Case,
         seed=st.integers(0, 1000),
         lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6).map(tuple),
-        pad=st.sampled_from(("own", "eos")),
+        pad=st.sampled_from(("own", "eos", "zero")),
         side=st.sampled_from(("right", "left")),
         train=st.sampled_from(("answers", "answers", "all")),
         keys=st.booleans(),
+        hidden=st.booleans(),
     )
 
 

@@ -152,6 +152,68 @@ def last_label_of_the_longest_cut(inputs: Inputs) -> Outputs:
     return {**found, "labels": labels}
 
 
+@fault(NAME, "carried")
+def other_keys_dropped(inputs: Inputs) -> Outputs:
+    """The batch is made of the three keys that every model takes.
+
+    Effect: a model that needs the types of its tokens stops, or takes images for text.
+    """
+    found = reference(inputs)
+    return {name: value for name, value in found.items() if name not in {"token_types", "spans"}}
+
+
+@fault(NAME, "conserved")
+def mask_made_from_lengths(inputs: Inputs) -> Outputs:
+    """The attention mask is made from the lengths of the samples, whatever theirs is.
+
+    Effect: tokens that a sample hides are seen.
+    """
+    found = dict(reference(inputs))
+    return {**found, "attention_mask": (~_padding(inputs, found["labels"].shape[1])).long()}
+
+
+@fault(NAME, "labels")
+def token_0_ignored(inputs: Inputs) -> Outputs:
+    """Labels of 0 are taken for padding of the step before.
+
+    Effect: the first letter of the vocabulary, ``!`` in most of them, is never learnt.
+    """
+    found = reference(inputs)
+    return {**found, "labels": found["labels"].masked_fill(found["labels"] == 0, IGNORE)}
+
+
+@fault(NAME, "pads")
+def pad_0_taken_for_none(inputs: Inputs) -> Outputs:
+    """The pad is ``pad_token_id or eos_token_id``, and its id is 0.
+
+    Effect: rows are padded with the end of text, which is masked by nobody who looks for the pad.
+    """
+    return reference(inputs if inputs.pad_id else dataclasses.replace(inputs, pad="eos"))
+
+
+@fault(NAME, "labels")
+def rows_after_the_eighth_unlabelled(inputs: Inputs) -> Outputs:
+    """Labels are written to a buffer that was made for batches of eight.
+
+    Effect: the larger the batch, the less of it is trained on.
+    """
+    found = dict(reference(inputs))
+    labels = found["labels"].clone()
+    labels[8:] = IGNORE
+    return {**found, "labels": labels}
+
+
+@fault(NAME, "shaped", link="https://github.com/huggingface/trl/pull/5904")
+def rows_cut_at_a_default_length(inputs: Inputs) -> Outputs:
+    """Rows are cut at a length that nobody chose.
+
+    Effect: the answers of long samples are gone, and the images that the cut falls into are broken.
+    """
+    found = dict(reference(inputs))
+    kept = {name: found[name][:, :2048] for name in ("input_ids", "labels", "attention_mask", "token_types")}
+    return {**found, **kept}
+
+
 @fault(NAME, "untouched")
 def labels_popped(inputs: Inputs) -> Outputs:
     """Labels are popped off the examples, so that the tokenizer can pad the rest.

@@ -15,6 +15,7 @@ from assay.audits.laws.trial import Trial, answerable
 from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 from assay.reference.label_mask import IGNORE
 
+CARRIED = ("token_types", "spans")
 ROWS = ("input_ids", "labels", "attention_mask")
 PER_TOKEN = ("labels", "attention_mask", "token_types")
 
@@ -107,7 +108,7 @@ def pad_id(trial: Trial) -> Iterator[Evidence]:
 
     Example: ``labels[labels == pad_token_id] = -100``.
     """
-    other = dataclasses.replace(trial.inputs, pad="own" if trial.inputs.pad == "eos" else "eos")
+    other = dataclasses.replace(trial.inputs, pad="eos" if trial.inputs.pad == "own" else "own")
     values, changed = trial.outcome.values, trial.run(other)
     for name in PER_TOKEN:
         if name in values and name in changed:
@@ -173,6 +174,26 @@ def _says_nothing(key: str, value: Tensor) -> bool:
 
 def _empty(ids: Tensor, key: str) -> Tensor:
     return torch.full_like(ids, EMPTY[key]) if key in EMPTY else ids.new_zeros((0, 2))
+
+
+def carried(trial: Trial) -> Iterator[Evidence]:
+    """Types of tokens and spans that samples were handed over with are in the batch.
+
+    Why: a key that a collator does not know is lost without a sign. Where the types of tokens are gone, a model attends
+    to its images as if they were text, or takes all positions for those of text.
+
+    Example: a batch that is made of ids, labels and mask, and of nothing else that a sample has.
+    """
+    values = trial.outcome.values
+    told = [name for name, said in zip(CARRIED, values["said"].tolist(), strict=True) if said]
+    if not told:
+        raise Inexpressible("no sample says more than ids, labels and mask")
+    for name in told:
+        if name not in values:
+            yield Evidence(
+                where=name, measured="absent", limit="what the samples say",
+                message=f"the samples have {name}, the batch has none",
+            )  # fmt: skip
 
 
 def spans(trial: Trial) -> Iterator[Evidence]:
@@ -252,6 +273,7 @@ LAWS = (
     Law.of((NAME,), pad_id),
     Law.of((NAME,), sides),
     Law.of((NAME,), optional),
+    Law.of((NAME,), carried),
     Law.of((NAME,), spans),
     Law.of((NAME,), neighbours, _several),
     Law.of((NAME,), untouched),

@@ -26,8 +26,10 @@ def messages(inputs: Inputs, sample: int) -> list[dict[str, Any]]:
     made = []
     for turn in inputs.conversations[sample]:
         pictures = [{"type": "image", "image": _pil(inputs.images[place])} for place in turn.images]
-        words = [{"type": "text", "text": turn.text}]
+        half = len(turn.text) // 2 if turn.split else 0
+        first, words = ([{"type": "text", "text": text}] for text in (turn.text[:half], turn.text[half:]))
         content: Any = [*words, *pictures] if turn.late else [*pictures, *words]
+        content = [*first, *pictures, *words] if turn.split else content
         made.append({"role": turn.role, "content": content if inputs.parts or pictures else turn.text})
     return made
 
@@ -48,7 +50,7 @@ def encoder(inputs: Inputs, sample: int, processor: Any) -> Callable[[str], Mapp
     found = pictures(inputs, sample)
     if not found:
         return lambda text: processor.tokenizer([text], add_special_tokens=False, return_offsets_mapping=True)
-    return lambda text: processor(text=[text], images=found, return_offsets_mapping=True)
+    return lambda text: processor(text=[text], images=found, add_special_tokens=False, return_offsets_mapping=True)
 
 
 def by_reference(function: Callable[..., Any], inputs: Inputs) -> Outputs:
@@ -74,8 +76,8 @@ PLACEHOLDERS = (templates.IMAGE, templates.VIDEO)
 
 def stacked(rows: Sequence[Row], side: str) -> Outputs:
     """Rows of unequal lengths as one batch. Ids at padding are -1: no law reads them."""
-    ids = [_flat(row["input_ids"]) for row in rows]
-    labels = [_flat(row["labels"]) for row in rows]
+    ids = [flat(row["input_ids"]) for row in rows]
+    labels = [flat(row["labels"]) for row in rows]
     for place, (own, label) in enumerate(zip(ids, labels, strict=True)):
         if own.shape != label.shape:
             raise ValueError(f"conversation {place}: {len(own)} ids and {len(label)} labels")
@@ -98,9 +100,9 @@ def _padded(rows: Sequence[Tensor], length: int, side: str, fill: int) -> Tensor
     return wide
 
 
-def _flat(values: Any) -> Tensor:
-    """A row: a list, or a tensor of one row or of a batch of one."""
-    found = torch.as_tensor(values)
+def flat(values: Any) -> Tensor:
+    """A row as int64 [S]: a list, or a tensor of one row or of a batch of one. ValueError for anything else."""
+    found = torch.as_tensor(values, dtype=None if len(values) else torch.int64)
     if found.ndim == 2 and len(found) == 1:
         found = found[0]
     if found.ndim != 1 or found.is_floating_point():
@@ -116,7 +118,7 @@ def _each(ask: Callable[[Any, int, list[dict[str, Any]]], Row], inputs: Inputs) 
         before = copy.deepcopy(given)
         found = ask(processor, sample, given)
         untouched.append(given == before)
-        if found is not None and len(_flat(found["input_ids"])):
+        if found is not None and len(flat(found["input_ids"])):
             rows.append({name: found[name] for name in ("input_ids", "labels")})
     return {**stacked(rows, inputs.side), "untouched": torch.tensor(untouched)}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from assay.audits.components.label_mask import reading
+from assay.audits.components.label_mask import reading, templates
 from assay.audits.components.label_mask.conversations import Turn
 from assay.audits.components.label_mask.labels import NAME, Inputs
 from assay.audits.components.label_mask.reading import Expected, Piece
@@ -17,6 +17,7 @@ from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 from assay.reference.label_mask import IGNORE
 
 Rows = tuple[tuple[Piece, ...], ...]
+_MARKERS = tuple(word.encode() for word in templates.VISION)
 
 
 def pieces(inputs: Inputs, outputs: Outputs) -> Rows:
@@ -93,7 +94,8 @@ def answers(trial: Trial) -> Iterator[Evidence]:
     """Every token of what is to be trained is trained: the whole text of each answer.
 
     Why: an answer that is not found, or found in part, is data that is paid for and never learnt; if it is always the
-    same part (the first token, all turns but the last), the model never learns that part.
+    same part (the first token, all turns but the last), the model never learns that part. The markers around an image
+    are nobody's words: they may be trained or not.
 
     Example: tokens of the answer, encoded alone, searched in the ids: in context they merge otherwise.
     """
@@ -101,7 +103,7 @@ def answers(trial: Trial) -> Iterator[Evidence]:
         (piece, whole)
         for piece, whole in _read(trial)
         if piece.span is not None and not piece.trained and whole.share(piece.span, whole.spans) == 1
-        if not whole.share(piece.span, whole.stops)
+        if not whole.share(piece.span, whole.stops) and whole.text[slice(*piece.span)] not in _MARKERS
     )
     yield from _first(missed, "is ignored", "trained", "part of an answer is not trained")
 

@@ -80,7 +80,7 @@ def pictures(trial: Trial) -> Iterator[Evidence]:
     """Larger images, and one more, change no trained character.
 
     Why: an image is hundreds of tokens in front of the answer. Whoever counts tokens of text alone is wrong by all of
-    them, the more the larger the image.
+    them, the more the larger the image. What was kept from another call with the same text is wrong likewise.
 
     Example: the prompt's length taken from the text before its placeholders are expanded.
     """
@@ -98,6 +98,8 @@ def pictures(trial: Trial) -> Iterator[Evidence]:
         turn = dataclasses.replace(turns[place], images=(*turns[place].images, len(larger)))
         return (*turns[:place], turn, *turns[place + 1 :])
 
+    if larger:
+        yield from _unchanged(trial, "larger images", dataclasses.replace(inputs, images=larger))
     changed = dataclasses.replace(_mapped(inputs, with_one_more), images=(*larger, more))
     yield from _unchanged(trial, "larger images, and one more,", changed)
 

@@ -155,6 +155,12 @@ CASES = {
     "plain": Case(samples=("s u a.roles u.echo a", "u.i4x6 a"), seed=19, template="plain", pad="eos"),
     "plain-greedy": Case(samples=("u.echo a u a",), seed=20, template="plain", vocabulary="greedy"),
     "thoughts": Case(samples=("u a.think u a.think", "s u.roles a u.i4x6 a.think"), seed=21, template="qwen3"),
+    "letters": Case(samples=("u a.letter u a.letter", "u.i4x4 a.letter.shout"), seed=28),
+    "many-turns": Case(samples=(f"s{' u a' * 7}",), seed=29),
+    "many": Case(samples=("u a", "s u a", "u a u a") * 3, seed=30, side="left"),
+    "images-of-the-assistant": Case(samples=("u a.i4x6 u a", "a.i2x4 u a.i4x4.i2x2"), seed=31),
+    "interleaved": Case(samples=("u.i4x6.split a u.i2x2.i4x4.split a", "u.split a.split"), seed=33, parts=True),
+    "large-image": Case(samples=("u.i96x88 a",), seed=32),  # 2,112 placeholders: more than lengths are often cut to
     "last": Case(samples=("u a u a", "u a.long"), seed=22, train="last"),
     "last-same": Case(samples=("s u.echo a u a.same",), seed=23, train="last", template="gemma"),
     "all": Case(samples=("s u a u.i4x6 a", "u a"), seed=24, train="all"),

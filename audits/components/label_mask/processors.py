@@ -12,27 +12,33 @@ PATCH, MERGE = 4, 2
 
 
 def tokenizer(vocabulary: str, template: str, *, pad: str = "own", side: str = "right") -> Any:
-    """A fast tokenizer with a chat template. ``pad`` is ``own``, a token of no other use, or ``eos``.
+    """A fast tokenizer with a chat template.
 
+    ``pad`` is ``own``, a token of no other use, ``eos``, or ``zero``, the letter whose id is 0.
     A new one for each call, so that nobody's settings are another's; but to copy a real vocabulary takes half a second.
     """
     return (_kept if vocabulary == "qwen" else _tokenizer)(vocabulary, template, pad, side)
 
 
 def _tokenizer(vocabulary: str, template: str, pad: str, side: str) -> Any:
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     style = templates.TEMPLATES[template]
     untyped: Any = PreTrainedTokenizerFast
-    return untyped(
+    made = untyped(
         tokenizer_object=vocabularies.backend(vocabulary),
         eos_token=style.eos,
-        pad_token=style.eos if pad == "eos" else templates.PAD,
+        pad_token={"own": templates.PAD, "eos": style.eos, "zero": "!"}[pad],
         padding_side=side,
         chat_template=style.source,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+    if style.bos:
+        start = (style.bos, made.convert_tokens_to_ids(style.bos))
+        made.backend_tokenizer.post_processor = TemplateProcessing(single=f"{style.bos} $A", special_tokens=[start])
+    return made
 
 
 _kept = lru_cache(maxsize=8)(_tokenizer)

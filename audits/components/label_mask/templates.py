@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 VISION = ("<|vision_start|>", "<|vision_end|>")
-PAD = "<|pad|>"
+PAD, BOS = "<|pad|>", "<bos>"
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", *VISION, "<|vision_pad|>", IMAGE, VIDEO, "<start_of_turn>",
-    "<end_of_turn>", PAD,
+    "<end_of_turn>", PAD, BOS,
 )  # fmt: skip
 """In the order of Qwen's own ids, so that the real vocabulary gives them the ids of the published models."""
 
@@ -68,7 +68,8 @@ class Template:
     """``source`` in Jinja; ``end_of_turn`` is what closes the assistant's turn, ``eos`` the tokenizer's end of text.
 
     ``marked``: the assistant's text stands in ``{% generation %}``. ``thoughts``: those of earlier turns are left out.
-    ``header``: what opens the assistant's turn, ``opening`` what opens any.
+    ``header``: what opens the assistant's turn, ``opening`` what opens any. ``bos``: the template writes it at the
+    beginning, and the tokenizer too unless it is told to add no special tokens.
     """
 
     source: str
@@ -78,6 +79,7 @@ class Template:
     thoughts: bool = False
     header: str = "<|im_start|>assistant\n"
     opening: str = "<|im_start|>"
+    bos: str = ""
 
 
 TEMPLATES = {
@@ -89,8 +91,8 @@ TEMPLATES = {
         source=_BODY + _THOUGHTLESS + _EACH + _TOOL + _ANSWER + "{%- else -%}" + _TURN + _END + _PROMPT, thoughts=True
     ),
     "gemma": Template(
-        source=_BODY + _GEMMA, end_of_turn="<end_of_turn>", eos="<|endoftext|>", header="<start_of_turn>model\n",
-        opening="<start_of_turn>",
+        source=BOS + _BODY + _GEMMA, end_of_turn="<end_of_turn>", eos="<|endoftext|>", header="<start_of_turn>model\n",
+        opening="<start_of_turn>", bos=BOS,
     ),
     "plain": Template(
         source=_BODY + _PLAIN, end_of_turn="<|endoftext|>", eos="<|endoftext|>", header="### Assistant:\n",
@@ -98,4 +100,5 @@ TEMPLATES = {
     ),
 }  # fmt: skip
 """Qwen's with a default system prompt; the same with the assistant's text marked; one that leaves out the thoughts of
-earlier turns; Gemma's, whose end of turn is not its end of text; and one without special tokens but that at the end."""
+earlier turns; Gemma's, which begins with a token that its tokenizer adds too, and whose end of turn is not its
+end of text; and one without special tokens but that at the end."""

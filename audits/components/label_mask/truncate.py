@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
+from assay.audits.components.label_mask import label_forms
 from assay.audits.fields import Count, Size, one_of
 from assay.audits.terms import Exact, Form, Operation, Outputs
 from assay.reference import label_truncation
@@ -87,6 +88,8 @@ def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
     blocks: list[tuple[int, int]] = []
     for kind, count in segments(case.layout):
         fresh = [1000 + 97 * case.seed + len(ids) + place for place in range(count)]
+        if kind == "a" and 0 not in ids:  # an id like any other, and the one that is mistaken for none
+            fresh[0] = 0
         own = [START, *[IMAGE] * count, END] if kind == "i" else fresh
         if kind == "i":
             blocks.append((len(ids), len(ids) + len(own)))
@@ -133,7 +136,7 @@ def _assay(function: Callable[..., Any], inputs: Inputs) -> Outputs:
 
 def _pair(function: Callable[..., Any], inputs: Inputs, **more: Any) -> Outputs:
     ids, labels = function(inputs.input_ids, inputs.labels, inputs.max_length, **more)
-    return {"input_ids": ids, "labels": labels}
+    return {"input_ids": label_forms.flat(ids), "labels": label_forms.flat(labels)}
 
 
 FORMS = (

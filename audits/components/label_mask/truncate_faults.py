@@ -124,6 +124,31 @@ def cut_before_the_first_image(inputs: Inputs) -> Outputs:
     return {"input_ids": inputs.input_ids[left].clone(), "labels": inputs.labels[left].clone()}
 
 
+@fault(NAME, "unnoticed")
+def nothing_left_beside_a_dropped_image(inputs: Inputs) -> Outputs:
+    """Where an image is dropped, what is left is handed back before anybody looks for targets in it.
+
+    Effect: a prompt in front of a large image goes through as a sample, and teaches nothing.
+    """
+    if not inputs.divides(inputs.max_length):
+        return reference(inputs)
+    found = label_truncation.truncate(
+        inputs.input_ids, inputs.labels, inputs.max_length, side="left" if inputs.side == "left" else "right",
+        blocks=inputs.pairs, divided="drop", untrained="report",
+    )  # fmt: skip
+    return {"input_ids": found.input_ids, "labels": found.labels}
+
+
+@fault(NAME, "together", "parity")
+def token_0_ignored(inputs: Inputs) -> Outputs:
+    """Labels of 0 are taken for none.
+
+    Effect: the first letter of the vocabulary is never learnt.
+    """
+    found = reference(inputs)
+    return {**found, "labels": found["labels"].masked_fill(found["labels"] == 0, IGNORE)}
+
+
 @fault(NAME, "mutates")
 def labels_masked_in_place(inputs: Inputs) -> Outputs:
     """The labels that are cut off are masked in the memory of the data set.

@@ -113,24 +113,33 @@ def unnoticed(trial: Trial) -> Iterator[Evidence]:
     """Where no trained token is left, it is an error, or nothing at all is left.
 
     Why: a long image before a short answer is cut to a prompt. The sample costs a step, teaches nothing, and a batch
-    of such samples is a loss of 0 / 0.
+    of such samples is a loss of 0 / 0. That is so beside an image that is dropped whole, too.
 
     Example: right truncation of ids and labels, and no look at what is left of them.
     """
     inputs: Inputs = trial.inputs
-    for length in range(1, len(inputs.input_ids)):
-        cut = inputs.cut(length)
-        left = inputs.labels[:cut] if inputs.side == "right" else inputs.labels[cut:]
-        if bool((left != IGNORE).any()) or inputs.divides(length):
-            continue
+    lengths = _untrained(inputs)
+    if not lengths:
+        raise Inexpressible("every cut leaves something to train on")
+    for length in lengths:
         outcome = _asked(trial, length)
         if not outcome.raised and len(outcome.values["labels"]):
             yield Evidence(
                 where="labels", measured="no trained token, and no error", limit="an error, or nothing left",
                 message=f"cut to {length} of {len(inputs.input_ids)} tokens, the sample has nothing to train on",
             )  # fmt: skip
-        return
-    raise Inexpressible("every cut leaves something to train on")
+            return
+
+
+def _untrained(inputs: Inputs) -> list[int]:
+    """Lengths that leave nothing to train on: the longest without and with an image that the cut falls into."""
+    found: dict[bool, int] = {}
+    for length in range(1, len(inputs.input_ids)):
+        cut = inputs.cut(length)
+        left = inputs.labels[:cut] if inputs.side == "right" else inputs.labels[cut:]
+        if not bool((left != IGNORE).any()):
+            found[inputs.divides(length)] = length
+    return sorted(found.values())
 
 
 LAWS = (

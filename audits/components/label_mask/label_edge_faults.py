@@ -1,0 +1,144 @@
+"""Wrong labels that common samples do not show: at an edge of lengths, of counts, of ids, or from call to call."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from assay.audits.components.label_mask import label_forms
+from assay.audits.components.label_mask.conversations import Turn
+from assay.audits.components.label_mask.drafts import Draft, Labels, each
+from assay.audits.components.label_mask.labels import NAME, Inputs, reference
+from assay.audits.fault import fault, gathered
+from assay.audits.terms import Outputs
+from assay.reference.label_mask import IGNORE
+
+_kept: dict[tuple[str, ...], list[bool]] = {}
+
+
+def _without(labels: Labels, runs: list[tuple[int, int]]) -> Labels:
+    """The labels with some runs of tokens ignored."""
+    hidden = {place for start, stop in runs for place in range(start, stop)}
+    return [IGNORE if place in hidden else label for place, label in enumerate(labels)]
+
+
+@fault(NAME, "spelled", link="https://github.com/huggingface/trl/issues/1400")
+def special_tokens_added_again(inputs: Inputs) -> Outputs:
+    """The rendering is encoded with the tokenizer's own special tokens, which the template has written already.
+
+    Effect: training sees two beginnings of text, inference one; the loss looks the same, and answers are worse.
+    """
+
+    def wrong(draft: Draft) -> tuple[list[int], Labels]:
+        more = list(draft.tokenizer("")["input_ids"])
+        return [*more, *draft.ids], [*[IGNORE] * len(more), *draft.labels]
+
+    return each(inputs, wrong)
+
+
+@fault(NAME, "spelled")
+def first_text_of_a_turn_alone(inputs: Inputs) -> Outputs:
+    """Of a message's content the first part that is a text is taken for its text.
+
+    Effect: where text stands before and after an image, the question after it is lost, and so is half of an answer.
+    """
+
+    def halved(turn: Turn) -> Turn:
+        return dataclasses.replace(turn, text=turn.text[: len(turn.text) // 2]) if turn.split else turn
+
+    def wrong(draft: Draft) -> tuple[list[int], Labels]:
+        turns = tuple(map(halved, draft.inputs.conversations[0]))
+        other = Draft(dataclasses.replace(draft.inputs, conversations=(turns,)))
+        return other.ids, other.labels
+
+    return each(inputs, wrong)
+
+
+@fault(NAME, "pictures")
+def mask_kept_by_text(inputs: Inputs) -> Outputs:
+    """The mask is kept from call to call, by the text alone.
+
+    Effect: the same question about an image of another size is trained somewhere before or after its answer.
+    """
+
+    def wrong(draft: Draft) -> Labels:
+        key = (draft.right.text, draft.inputs.vocabulary, draft.inputs.train)
+        mask = _kept.setdefault(key, [label != IGNORE for label in draft.labels])
+        told = [*mask, *[False] * len(draft.ids)]
+        return [token if own else IGNORE for token, own in zip(draft.ids, told, strict=False)]
+
+    return each(inputs, wrong)
+
+
+@fault(NAME, "answers")
+def answers_of_one_token_left_out(inputs: Inputs) -> Outputs:
+    """An answer's ids are squeezed, and one that has no length then is passed over.
+
+    Effect: of a multiple choice nothing is learnt but to stop.
+    """
+
+    def wrong(draft: Draft) -> Labels:
+        pairs = zip(draft.runs(), draft.places[-len(draft.runs()) :], strict=False)
+        return _without(draft.labels, [(run[0], run[1] - 1) for run, p in pairs if len(draft.text(p)) == 1])
+
+    return each(inputs, wrong)
+
+
+@fault(NAME, "answers")
+def token_0_ignored(inputs: Inputs) -> Outputs:
+    """What is not a target is known by ``if not label``, or by ``labels == 0`` before -100 is put there.
+
+    Effect: the first letter of the vocabulary, ``!`` in most of them, is never learnt.
+    """
+    found = reference(inputs)
+    return {**found, "labels": found["labels"].masked_fill(found["labels"] == 0, IGNORE)}
+
+
+@fault(NAME, "answers")
+def answers_after_the_fourth_left_out(inputs: Inputs) -> Outputs:
+    """Spans of answers go to a table of four places.
+
+    Effect: long conversations are trained at their beginning only.
+    """
+    return each(inputs, lambda draft: _without(draft.labels, draft.runs()[4:]))
+
+
+@fault(NAME, "answers", "neighbours")
+def rows_after_the_eighth_left_out(inputs: Inputs) -> Outputs:
+    """Labels are written to a buffer that was made for batches of eight.
+
+    Effect: the larger the batch, the less of it is trained on.
+    """
+    found = dict(reference(inputs))
+    labels = found["labels"].clone()
+    labels[8:] = IGNORE
+    return {**found, "labels": labels}
+
+
+@fault(NAME, "spelled", link="https://github.com/huggingface/trl/pull/5904")
+def cut_at_a_default_length(inputs: Inputs) -> Outputs:
+    """The tokenizer is called with ``truncation=True`` and a length that nobody chose.
+
+    Effect: a large image leaves no room for its answer, and its features do not match what is left of it.
+    """
+    return each(inputs, lambda draft: (draft.ids[:2048], draft.labels[:2048]))
+
+
+@fault(NAME, "placeholders")
+def placeholders_of_answers_trained(inputs: Inputs) -> Outputs:
+    """Placeholders are masked in the user's turns alone.
+
+    Effect: where the assistant shows an image, most targets are its placeholders.
+    """
+
+    def wrong(draft: Draft) -> Labels:
+        hidden = {draft.token(name) for name in label_forms.PLACEHOLDERS}
+        labels = list(draft.labels)
+        for place, token in enumerate(draft.ids):
+            if place and token in hidden and labels[place - 1] != IGNORE:
+                labels[place] = token
+        return labels
+
+    return each(inputs, wrong)
+
+
+FAULTS = gathered(globals())

@@ -114,6 +114,33 @@ def rows_after_the_eighth_left_out(inputs: Inputs) -> Outputs:
     return {**found, "labels": labels}
 
 
+@fault(NAME, "twice")
+def rows_without_padding_lose_their_end(inputs: Inputs) -> Outputs:
+    """The last columns are taken for padding wherever no row has any.
+
+    Effect: in batches by length, no sample is trained to stop.
+    """
+    found = dict(reference(inputs))
+    labels = found["labels"].clone()
+    if len(labels) > 1 and bool(found["attention_mask"].all()):
+        labels[:, -2:] = IGNORE
+    return {**found, "labels": labels}
+
+
+@fault(NAME, "twice")
+def repeated_text_left_out(inputs: Inputs) -> Outputs:
+    """Rows are looked up by their text, and a text that was there before is passed over.
+
+    Effect: of answers to one question, that are weighed by how often they are given, each counts once.
+    """
+    found = dict(reference(inputs))
+    labels = found["labels"].clone()
+    for row, turns in enumerate(inputs.conversations):
+        if turns in inputs.conversations[:row]:
+            labels[row] = IGNORE
+    return {**found, "labels": labels}
+
+
 @fault(NAME, "spelled", link="https://github.com/huggingface/trl/pull/5904")
 def cut_at_a_default_length(inputs: Inputs) -> Outputs:
     """The tokenizer is called with ``truncation=True`` and a length that nobody chose.

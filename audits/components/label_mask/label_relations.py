@@ -201,6 +201,29 @@ def neighbours(trial: Trial) -> Iterator[Evidence]:
                 return
 
 
+def twice(trial: Trial) -> Iterator[Evidence]:
+    """A conversation that stands in a batch twice has the same labels both times, and as alone.
+
+    Why: real data repeats itself. Rows of one length need no padding, and what is searched by its text, or counted from
+    the padding, is not found in them.
+
+    Example: the last two columns taken for padding wherever no row has any.
+    """
+    inputs: Inputs = trial.inputs
+    own = inputs.of(0)
+    alone = pieces(own, trial.run(own))[0]
+    doubled = dataclasses.replace(own, conversations=own.conversations * 2)
+    for sample, row in enumerate(pieces(doubled, trial.run(doubled))):
+        for piece, other in zip(row, alone, strict=False):
+            if (piece.token, piece.label) != (other.token, other.label):
+                yield Evidence(
+                    where="labels", measured=f"token {piece.token}, label {piece.label}",
+                    limit=f"token {other.token}, label {other.label}", index=(sample, piece.place),
+                    message="the same conversation is labelled otherwise twice in a batch than alone",
+                )  # fmt: skip
+                return
+
+
 def order(trial: Trial) -> Iterator[Evidence]:
     """Another order of the batch changes no trained character.
 
@@ -284,6 +307,7 @@ LAWS = (
     Law.of((NAME,), later, _stable),
     Law.of((NAME,), quoted, _assistants),
     Law.of((NAME,), neighbours, _batched),
+    Law.of((NAME,), twice),
     Law.of((NAME,), order, _batched),
     Law.of((NAME,), sides, _batched),
     Law.of((NAME,), pad_id),

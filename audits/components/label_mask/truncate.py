@@ -181,6 +181,8 @@ CASES = {
     "drop": Case(layout="p2 a4 i6 p3 a5", max_length=10, divided="drop", seed=14),
     "drop-left": Case(layout="p2 a4 i6 p3 a5", max_length=12, divided="drop", side="left", seed=15),
     "drop-of-two": Case(layout="a3 i4 i5 a4", max_length=14, divided="drop", seed=16),
+    "three-images": Case(layout="a3 i2 i3 p2 i4 a5", max_length=24, divided="drop", seed=18),
+    "longer": Case(layout="a5000 p90 i300 a3500", max_length=8500, seed=19),  # more than lengths are often limited to
     "long": Case(layout="p40 i200 p17 a90 p30 a150", max_length=400, seed=17),
 }
 

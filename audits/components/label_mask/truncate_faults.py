@@ -149,6 +149,29 @@ def token_0_ignored(inputs: Inputs) -> Outputs:
     return {**found, "labels": found["labels"].masked_fill(found["labels"] == 0, IGNORE)}
 
 
+@fault(NAME, "images")
+def third_image_cut_in_two(inputs: Inputs) -> Outputs:
+    """The cut is moved for the first two images.
+
+    Effect: long conversations break at a later image, and its features move.
+    """
+    blocks = inputs.pairs[:2]
+    found = label_truncation.truncate(
+        inputs.input_ids, inputs.labels, inputs.max_length, side="left" if inputs.side == "left" else "right",
+        blocks=blocks, divided="drop" if inputs.divided == "drop" else "error",
+    )  # fmt: skip
+    return {"input_ids": found.input_ids, "labels": found.labels}
+
+
+@fault(NAME, "slices", "parity")
+def never_more_than_a_default_length(inputs: Inputs) -> Outputs:
+    """The length that is asked for is limited to one that nobody chose.
+
+    Effect: who pays for long samples trains on their beginnings.
+    """
+    return reference(dataclasses.replace(inputs, max_length=min(inputs.max_length, 4096)))
+
+
 @fault(NAME, "mutates")
 def labels_masked_in_place(inputs: Inputs) -> Outputs:
     """The labels that are cut off are masked in the memory of the data set.

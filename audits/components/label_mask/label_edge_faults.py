@@ -102,6 +102,37 @@ def answers_after_the_fourth_left_out(inputs: Inputs) -> Outputs:
     return each(inputs, lambda draft: _without(draft.labels, draft.runs()[4:]))
 
 
+@fault(NAME, "answers")
+def answers_to_a_picture_of_a_tool_left_out(inputs: Inputs) -> Outputs:
+    """A turn of a tool is expected to be a text; where it shows an image, what follows is not looked at.
+
+    Effect: an agent that looks at screenshots learns to call and never to read.
+    """
+
+    def wrong(draft: Draft) -> Labels:
+        turns = draft.inputs.conversations[0]
+        shown = [place and turns[place - 1].role == "tool" and bool(turns[place - 1].images) for place in draft.places]
+        pairs = zip(draft.runs(), shown[-len(draft.runs()) :], strict=False)
+        return _without(draft.labels, [run for run, own in pairs if own])
+
+    return each(inputs, wrong)
+
+
+@fault(NAME, "answers")
+def thoughts_left_out(inputs: Inputs) -> Outputs:
+    """Answers are trained from the end of their thoughts on.
+
+    Effect: the model is asked to think, and has not learnt to.
+    """
+
+    def wrong(draft: Draft) -> Labels:
+        end = draft.encoded("</think>")
+        found = ((run, draft.found(end, run[0])) for run in draft.runs())
+        return _without(draft.labels, [(start, last) for (start, stop), last in found if start < last < stop])
+
+    return each(inputs, wrong)
+
+
 @fault(NAME, "answers", "neighbours")
 def rows_after_the_eighth_left_out(inputs: Inputs) -> Outputs:
     """Labels are written to a buffer that was made for batches of eight.

@@ -154,6 +154,12 @@ CASES = {
     "gemma": Case(samples=("s u.echo a u a.space", "u a.roles u.i4x4 a"), seed=18, template="gemma", pad="eos"),
     "plain": Case(samples=("s u a.roles u.echo a", "u.i4x6 a"), seed=19, template="plain", pad="eos"),
     "plain-greedy": Case(samples=("u.echo a u a",), seed=20, template="plain", vocabulary="greedy"),
+    # the forms of text alone are asked none of the cases with an image
+    "echo-text": Case(samples=("u.echo a u a.same", "u a.shout u a.letter"), seed=34),
+    "gemma-text": Case(samples=("s u.echo a u a.space", "u a.roles u a"), seed=35, template="gemma", pad="eos"),
+    "plain-text": Case(samples=("s u a.roles u.echo a",), seed=36, template="plain", pad="eos"),
+    "thoughts-text": Case(samples=("u a.think u a.think", "s u.roles a u a.think"), seed=37, template="qwen3"),
+    "tool-image": Case(samples=("s u a t.i4x4 a u a",), seed=38, template="generation"),
     "thoughts": Case(samples=("u a.think u a.think", "s u.roles a u.i4x6 a.think"), seed=21, template="qwen3"),
     "letters": Case(samples=("u a.letter u a.letter", "u.i4x4 a.letter.shout"), seed=28),
     "many-turns": Case(samples=(f"s{' u a' * 7}",), seed=29),

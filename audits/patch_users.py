@@ -126,7 +126,7 @@ def _count_class(site: str, kind: type, model: nn.Module, meter: Meter) -> Itera
     made = kind.__dict__.get("__init__")
     try:
         # Replacing a class's constructor is what is meant here: every object made of it counts.
-        kind.__init__ = meter.wrap(site, kind.__init__)  # type: ignore[method-assign]  # see above
+        kind.__init__ = meter.wrap(site, kind.__init__)  # type: ignore[method-assign]  # replacing the constructor is the purpose
     except TypeError:
         return []
     if made is None:

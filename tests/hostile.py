@@ -302,7 +302,7 @@ leaves_daemon = _first(lambda: subprocess.Popen(["setsid", "sh", "-c", "setsid s
 
 def _replace_cos() -> None:
     torch.cos = torch.sin
-    torch.Tensor.cos = torch.Tensor.sin  # type: ignore[method-assign]  # the very thing
+    torch.Tensor.cos = torch.Tensor.sin  # type: ignore[method-assign]  # the patch under test is this replacement
 
 
 patches_torch = _first(_replace_cos)

@@ -271,9 +271,11 @@ def _octets(x: Tensor) -> Tensor:
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
-    """Equal in shape, dtype and every element, NaN equal to NaN."""
-    if left.shape != right.shape or left.dtype != right.dtype:
+    """Equal in shape, dtype and every element, NaN equal to NaN. Tensors without memory have no elements."""
+    if left.shape != right.shape or left.dtype != right.dtype or left.is_meta != right.is_meta:
         return False
+    if left.is_meta:
+        return True
     if not left.dtype.is_floating_point:
         return torch.equal(left, right)
     if not torch.equal(left.isnan(), right.isnan()):

@@ -180,17 +180,14 @@ def _kept(collator: Any) -> list[Any]:
 
 
 def collated(pipeline: Pipeline, samples: list[Any]) -> dict[str, Any]:
-    """The batch that the pipeline makes of samples. TypeError where it is no mapping with ``input_ids``."""
+    """The batch that the pipeline makes of samples. BadUsage where it is no mapping with ``input_ids``."""
     made = _by_template(pipeline, samples) if pipeline.made_by_template else pipeline.collator(samples)
     if not isinstance(made, Mapping):
-        message = f"collator: expected a mapping of tensors, it returned a {type(made).__name__}"
-        raise TypeError(message)
+        raise _wrong("collator", f"expected a mapping of tensors, it returned a {type(made).__name__}")
     batch = dict(made)
     if not isinstance(batch.get("input_ids"), torch.Tensor):
-        message = (
-            f"collator: expected a tensor input_ids in the batch, it has: {', '.join(map(str, batch)) or 'nothing'}"
-        )
-        raise TypeError(message)
+        held = ", ".join(map(str, batch)) or "nothing"
+        raise _wrong("collator", f"expected a tensor input_ids in the batch, it has: {held}")
     return batch
 
 
@@ -201,8 +198,7 @@ def _by_template(pipeline: Pipeline, samples: list[Any]) -> Any:
     maker: Any = pipeline.processor if pipeline.processor is not None else pipeline.tokenizer
     talks = [copy.deepcopy(messages(sample)) for sample in samples]
     if any(talk is None for talk in talks):
-        message = "dataset: without a collator each sample needs `messages`, a list of {'role', 'content'}"
-        raise BadUsage(message)
+        raise _wrong("dataset", "without a collator each sample needs `messages`, a list of {'role', 'content'}")
     options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     padding = {"processor_kwargs": {"padding": True}} if hasattr(maker, "tokenizer") else {"padding": True}
     return maker.apply_chat_template(talks, **options, **padding)

@@ -146,9 +146,9 @@ class Operation:
     build: Callable[[Any, dtype, device], Any]
     outputs: tuple[str, ...]
     expect: Exact | Numeric | Relations
-    forms: tuple[Form, ...]
     cases: Mapping[str, Any]
-    strategy: Callable[[], SearchStrategy[Any]] | None
+    forms: tuple[Form, ...] = ()
+    strategy: Callable[[], SearchStrategy[Any]] | None = None
     differentiable: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     further_dtypes: tuple[str, ...] = ()

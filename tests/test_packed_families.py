@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -128,3 +129,23 @@ def test_any_family_can_be_asked_for_by_name() -> None:
     assert [(op.name, candidate.name) for op, candidate in pairs] == [(model.NAME, "olmo3"), (model.NAME, "glm4v")]
     default = {candidate.name for op, candidate in plan(Request(targets=(model.NAME,)))}
     assert default == {*model.TEXT_FAMILIES, *model.IMAGE_FAMILIES}
+
+
+def refuse_positions(model: Any) -> None:
+    """A patch whose model takes no position ids any more, and fails with whatever comes of it."""
+
+    def refuses(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("position_ids") is not None:
+            raise IndexError("index 7 is out of bounds")
+
+    model.register_forward_pre_hook(refuses, with_kwargs=True)
+
+
+def test_what_a_patch_alone_refuses_is_no_refusal_of_the_family() -> None:
+    ids = PackedCall(samples=("t3", "t2"), keys=(0, 1), told="ids")
+    patched = PackedModel(causal.loaded("llama"), f"{__name__}:refuse_positions")
+    with pytest.raises(IndexError, match="out of bounds"):
+        patched(ids)
+    opt = PackedModel(causal.loaded("gpt2"), f"{__name__}:refuse_positions")
+    with pytest.raises(Inexpressible, match="has no flex_attention"):
+        opt(dataclasses.replace(ids, attention="flex_attention"))

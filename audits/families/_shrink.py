@@ -94,7 +94,7 @@ def _fields(config: Any) -> dict[str, Any]:
 def _read(config: Any, field: dataclasses.Field[Any]) -> Any:
     try:
         return getattr(config, field.name, None)
-    except Exception:  # noqa: BLE001 - heterogeneous configurations refuse what differs between layers
+    except RuntimeError:  # what differs between the layers of a heterogeneous configuration
         return None if field.default is dataclasses.MISSING else field.default
 
 

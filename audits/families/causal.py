@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from assay.audits.families import _release, discovery
 from assay.audits.families._shrink import ORDINARY, VOCABULARY, shrunk
+from assay.audits.families.batch_case import BatchCase
 from assay.audits.families.samples import Sample, Text, parse
 from assay.audits.families.sites import Sites
 from assay.audits.terms import Family
@@ -86,6 +87,12 @@ def is_known(name: str) -> bool:
 def loaded(name: str) -> Family:
     """The family called ``name``. LookupError with the reason when it has no tiny model here."""
     return discovery.required(family(name))
+
+
+def untaken(case: BatchCase) -> str | None:
+    """Why the family of a case cannot be given its samples; None where it can, and where there is no such model."""
+    found = family(case.family)
+    return None if isinstance(found, str) else case.untaken(found)
 
 
 def build(name: str, seed: int = 0) -> Any:

@@ -72,6 +72,7 @@ class PackedModel:
         """Build one, to fail early where it cannot be built."""
         self._family, self._patch = family, patch
         self._models: dict[str, Any] = {"float64": self._made().double()}
+        self._unpatched: PackedModel | None = None
 
     def _made(self) -> Any:
         if self._patch:
@@ -92,7 +93,7 @@ class PackedModel:
 
         ``inputs`` are the gradients of the tokens' embeddings; ``probe:N`` [T] is how much the last token of a sample
         depends on each token of the row (alone: of the sample), the largest gradient of its embedding.
-        :class:`Inexpressible` where the model refuses what it is told.
+        :class:`Inexpressible` where the family refuses what it is told; what a patch alone refuses is raised.
         """
         model = self._model(call)
         differentiated = call.gradients and call.attention not in UNDIFFERENTIATED
@@ -126,9 +127,20 @@ class PackedModel:
         except Inexpressible:
             raise
         except Exception as error:
+            if self._patch and not self._refused_unpatched(call):
+                raise  # what the family can be told, its patch has to take
             text = " ".join(str(error).split())[:160]
             raise Inexpressible(f"refused: {type(error).__name__}: {text}") from error
         return list(torch.split(logits.flatten(0, 1), lengths))
+
+    def _refused_unpatched(self, call: PackedCall) -> bool:
+        if self._unpatched is None:
+            self._unpatched = PackedModel(self._family)
+        try:
+            self._unpatched(call)
+        except Inexpressible:
+            return True
+        return False
 
     def telling(self, model: Any, call: PackedCall, alone: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The arguments that say where the samples begin whose batches are given."""

@@ -73,17 +73,17 @@ class Seen:
 
 
 def implementation(target: Mapping[str, Any]) -> ScatterModel:
-    """The model of ``target["family"]``."""
-    return ScatterModel(str(target["family"]))
+    """The model of ``target["family"]``, under ``target["patch"]`` if there is one."""
+    return ScatterModel(str(target["family"]), patch=str(target.get("patch", "")))
 
 
 class ScatterModel:
     """A family's tiny model whose features are known."""
 
-    def __init__(self, name: str, breakage: Callable[[Any], None] = lambda _model: None) -> None:
+    def __init__(self, name: str, breakage: Callable[[Any], None] = lambda _model: None, patch: str = "") -> None:
         """Build it, find out which media it takes and in which form; LookupError where it takes none."""
         self.name = name
-        self.model = scattering.build(name)
+        self.model = scattering.patched(name, patch) if patch else scattering.build(name)
         breakage(self.model)
         for part in scattering.PASSED_ON.get(name, ()):
             setattr(self.model, part, torch.nn.Identity())

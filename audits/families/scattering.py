@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
-from assay.audits.families import _release, discovery
+from assay.audits.families import _release, causal, discovery
 from assay.audits.families._shrink import ORDINARY, VOCABULARY, shrunk
 from assay.audits.terms import Family
 
@@ -146,8 +146,7 @@ def build(name: str, seed: int = 0) -> Any:
     module, kind = site(name)
     own = discovery.family(name) if name in discovery.installed_families() else ""
     if isinstance(own, Family):
-        whole = own.build(seed)
-        found = next((part for part in whole.modules() if type(part).__name__ == kind), None)
+        found = _inside(own.build(seed), kind)
         if found is not None:
             return found
     try:
@@ -157,8 +156,42 @@ def build(name: str, seed: int = 0) -> Any:
         raise LookupError(f"{name}: no tiny model of it can be made: {type(error).__name__}: {text}") from error
 
 
+def patched(name: str, patch: str) -> Any:
+    """The module of :func:`build` under a user's patch, which is given the model with its head where there is one."""
+    from assay.audits.patch_users import patched_model
+
+    _, kind = site(name)
+    whole = Family(
+        name=name, model_type=name, modalities=(), build=partial(_with_head, name), batch=dict, sites=None, rule=""
+    )
+    found = _inside(patched_model(patch, whole), kind)
+    if found is None:
+        raise LookupError(f"{name}: there is no {kind} in the model that the patch leaves")
+    return found
+
+
+def _with_head(name: str, seed: int) -> Any:
+    """The model that users have, with its head; where none can be made, the module of :func:`build`."""
+    import transformers
+
+    own = discovery.family(name) if name in discovery.installed_families() else ""
+    if isinstance(own, Family):
+        return own.build(seed)
+    headed = getattr(transformers, causal.classes().get(name, ""), None)
+    if headed is None:
+        return build(name, seed)
+    model = _made(headed, name, seed)
+    return model if _inside(model, site(name)[1]) is not None else build(name, seed)
+
+
+def _inside(model: Any, kind: str) -> Any:
+    """The first module in a model whose class, or a class it is made from, is called so; None where there is none."""
+    return next((part for part in model.modules() if kind in {base.__name__ for base in type(part).__mro__}), None)
+
+
 def _made(kind: Any, name: str, seed: int) -> Any:
     import torch
+    from huggingface_hub.errors import StrictDataclassError
 
     from assay.audits.families._weights import randomise
 
@@ -166,7 +199,7 @@ def _made(kind: Any, name: str, seed: int) -> Any:
         config = _identified(shrunk(kind.config_class(), **MORE.get(name, {})))
         for field, value in TEXT.get(name, {}).items():
             setattr(config.get_text_config(), field, value)
-    except Exception:  # noqa: BLE001 - sizes that have to fit one another in a way of the family's own
+    except (StrictDataclassError, ValueError):  # sizes that have to fit one another in a way of the family's own
         config = _of_full_size(kind.config_class(**MORE.get(name, {})))
     with torch.device("meta"):
         hollow = kind(config)

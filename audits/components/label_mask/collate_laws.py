@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.audits.components.label_mask import left_alone
 from assay.audits.components.label_mask.collate import EMPTY, NAME, OPTIONAL, Inputs
 from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial, answerable
@@ -242,15 +243,7 @@ def untouched(trial: Trial) -> Iterator[Evidence]:
 
     Example: ``example.pop("labels")``.
     """
-    if "untouched" not in trial.outcome.values:
-        raise Inexpressible("the answer does not tell")
-    whole = trial.outcome.values["untouched"]
-    if not bool(whole.all()):
-        sample = int((~whole).nonzero()[0])
-        yield Evidence(
-            where="examples", measured="changed", limit="unchanged", index=(sample,),
-            message="the call changed the examples it was given",
-        )  # fmt: skip
+    yield from left_alone.changes(trial, "examples")
 
 
 def _equal(name: str, got: Tensor | None, truth: Tensor, message: str) -> Iterator[Evidence]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -123,8 +124,8 @@ def _each(ask: Callable[[Any, int, list[dict[str, Any]]], Row], inputs: Inputs) 
     return {**stacked(rows, inputs.side), "untouched": torch.tensor(untouched)}
 
 
-def _messages(function: Callable[..., Any], inputs: Inputs, **more: Any) -> Outputs:
-    return _each(lambda processor, _sample, given: function(given, processor.tokenizer, **more), inputs)
+def _messages(function: Callable[..., Any], inputs: Inputs) -> Outputs:
+    return _each(lambda processor, _sample, given: function(given, processor.tokenizer), inputs)
 
 
 def _sample(function: Callable[..., Any], inputs: Inputs) -> Outputs:
@@ -140,11 +141,11 @@ def _mask(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     return _each(ask, inputs)
 
 
-def _collator(function: Callable[..., Any], inputs: Inputs, **more: Any) -> Outputs:
+def _collator(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     several = range(len(inputs.conversations))
     examples = [{"messages": messages(inputs, sample), "images": pictures(inputs, sample)} for sample in several]
     before = copy.deepcopy(examples)
-    batch = function(examples, inputs.processor(), **more)
+    batch = function(examples, inputs.processor())
     found = {name: torch.as_tensor(batch[name]) for name in ("input_ids", "labels", "attention_mask")}
     return {**found, "untouched": torch.tensor([now == then for now, then in zip(examples, before, strict=True)])}
 
@@ -174,8 +175,59 @@ def _legible(inputs: Inputs) -> str | None:
     return f"ids do not tell a {typed} that somebody typed from the template's" if typed else None
 
 
-_ASSISTANT = {"train": "assistant"}
-_OWN = (
+def _fixed(form: Form, train: str = "assistant", **fixes: str) -> Form:
+    """The form for functions that train one thing; ``fixes`` are further fields that they take for granted."""
+    return dataclasses.replace(form, accepts=_all(_only(train), form.accepts), fixes={"train": train, **fixes})
+
+
+def _told(form: Form, summary: str) -> Form:
+    """The form for functions with one more parameter: what is trained."""
+
+    def call(function: Callable[..., Any], inputs: Inputs) -> Outputs:
+        return form.call(partial(function, train=inputs.train), inputs)
+
+    return dataclasses.replace(
+        form, name=f"{form.name}-train", summary=summary, parameters=(*form.parameters, "train"), call=call
+    )
+
+
+MESSAGES = Form(
+    name="messages",
+    summary="function(messages, tokenizer) -> {input_ids, labels} of one conversation: the assistant's turns",
+    parameters=("messages", "tokenizer"),
+    call=_messages,
+    accepts=_text_only,
+)
+SAMPLE = Form(
+    name="sample",
+    summary="function(messages, processor) -> {input_ids, labels} of one conversation with images",
+    parameters=("messages", "processor"),
+    call=_sample,
+    accepts=_untyped,
+)
+COLLATOR = Form(
+    name="collator",
+    summary="function(examples, processor) -> padded {input_ids, labels, attention_mask}; an example has messages "
+    "and images",
+    parameters=("examples", "processor"),
+    call=_collator,
+    accepts=_untyped,
+)
+_ALONE = (MESSAGES, SAMPLE, COLLATOR)
+
+
+def _named(form: Form, suffix: str, what: str, **fixes: str) -> Form:
+    """A form that is asked for by its name only: its signature is that of another."""
+    named = dataclasses.replace(form, name=f"{form.name}-{suffix}", summary=f"as {form.name}, {what}", parameters=())
+    return _fixed(named, **fixes)
+
+
+_VARIANTS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("chatml", "for a function with Qwen's markers written into it: Qwen's template and no other", CHATML),
+    ("last", "for a function that trains the last answer alone", {"train": "last"}),
+    ("all", "for a function that trains everything but placeholders", {"train": "all"}),
+)
+FORMS = (
     Form(
         name="assay",
         summary="label(messages, tokenizer, *, end_of_turn, train, placeholders, straddling, encode) -> a record with "
@@ -183,76 +235,16 @@ _OWN = (
         parameters=("messages", "tokenizer", "end_of_turn", "train"),
         call=by_reference,
     ),
-    Form(
-        name="messages",
-        summary="function(messages, tokenizer) -> {input_ids, labels} of one conversation: the assistant's turns",
-        parameters=("messages", "tokenizer"),
-        call=_messages,
-        accepts=_all(_only("assistant"), _text_only),
-        fixes=_ASSISTANT,
-    ),
-    Form(
-        name="messages-train",
-        summary="function(messages, tokenizer, train) -> the same; train is 'assistant', 'last' or 'all'",
-        parameters=("messages", "tokenizer", "train"),
-        call=lambda function, inputs: _messages(function, inputs, train=inputs.train),
-        accepts=_text_only,
-    ),
-    Form(
-        name="sample",
-        summary="function(messages, processor) -> {input_ids, labels} of one conversation with images",
-        parameters=("messages", "processor"),
-        call=_sample,
-        accepts=_all(_only("assistant"), _untyped),
-        fixes=_ASSISTANT,
-    ),
-    Form(
-        name="collator",
-        summary="function(examples, processor) -> padded {input_ids, labels, attention_mask}; an example has messages "
-        "and images",
-        parameters=("examples", "processor"),
-        call=_collator,
-        accepts=_all(_only("assistant"), _untyped),
-        fixes=_ASSISTANT,
-    ),
-    Form(
-        name="collator-train",
-        summary="function(examples, processor, train) -> the same; train is 'assistant', 'last' or 'all'",
-        parameters=("examples", "processor", "train"),
-        call=lambda function, inputs: _collator(function, inputs, train=inputs.train),
-        accepts=_untyped,
-    ),
+    *map(_fixed, _ALONE),
+    _told(MESSAGES, "function(messages, tokenizer, train) -> the same; train is 'assistant', 'last' or 'all'"),
+    _told(COLLATOR, "function(examples, processor, train) -> the same; train is 'assistant', 'last' or 'all'"),
     Form(
         name="mask",
         summary="function(input_ids, tokenizer) -> labels [S] of one conversation, found by Qwen's role markers",
         parameters=("input_ids", "tokenizer"),
         call=_mask,
         accepts=_all(_only("assistant"), _legible),
-        fixes={**_ASSISTANT, **CHATML},
+        fixes={"train": "assistant", **CHATML},
     ),
+    *(_named(form, suffix, what, **fixes) for form in _ALONE for suffix, what, fixes in _VARIANTS),
 )
-
-
-def _named(form: Form, suffix: str, what: str, **fixes: str) -> Form:
-    """The form with something fixed. It is asked for by name only: its signature is the same."""
-    again = {"messages": _text_only, "sample": _untyped, "collator": _untyped}[form.name]
-    fixed = {**form.fixes, **fixes}
-    return dataclasses.replace(
-        form, name=f"{form.name}-{suffix}", summary=f"as {form.name}, {what}", parameters=(),
-        accepts=_all(_only(fixed["train"]), again), fixes=fixed,
-    )  # fmt: skip
-
-
-_VARIANTS: tuple[tuple[str, str, Mapping[str, str]], ...] = (
-    ("chatml", "for a function with Qwen's markers written into it: Qwen's template and no other", CHATML),
-    ("last", "for a function that trains the last answer alone", {"train": "last"}),
-    ("all", "for a function that trains everything but placeholders", {"train": "all"}),
-)
-FORMS = (
-    *_OWN,
-    *(
-        _named(form, suffix, what, **fixes)
-        for form in _OWN if form.name in {"messages", "sample", "collator"}
-        for suffix, what, fixes in _VARIANTS
-    ),
-)  # fmt: skip

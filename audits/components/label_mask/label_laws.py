@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from assay.audits.components.label_mask import reading, templates
+from assay.audits.components.label_mask import left_alone, reading, templates
 from assay.audits.components.label_mask.conversations import Turn
 from assay.audits.components.label_mask.labels import NAME, Inputs
 from assay.audits.components.label_mask.reading import Expected, Piece
@@ -198,15 +198,7 @@ def untouched(trial: Trial) -> Iterator[Evidence]:
 
     Example: the last answer popped off to render the prompt, and never put back.
     """
-    if "untouched" not in trial.outcome.values:
-        raise Inexpressible("the answer does not tell")
-    whole = trial.outcome.values["untouched"]
-    if not bool(whole.all()):
-        sample = int((~whole).nonzero()[0])
-        yield Evidence(
-            where="messages", measured="changed", limit="unchanged", index=(sample,),
-            message="the call changed the messages it was given",
-        )  # fmt: skip
+    yield from left_alone.changes(trial, "messages")
 
 
 def share(trial: Trial) -> Iterator[Evidence]:

@@ -37,12 +37,6 @@ def build(case: Case, dtype: torch.dtype, _device: torch.device) -> LossCall:
     return LossCall(**case.call(dtype))
 
 
-def supports(case: Case) -> str | None:
-    """Whether the family takes such samples."""
-    family = causal.family(case.family)
-    return None if isinstance(family, str) else case.untaken(family)
-
-
 CASES = {
     "text": Case(),  # one sample has no token that anything predicts
     "images": Case(samples=("t4 i4x6 t5", "t2 i2x4 t3"), seed=1),
@@ -55,10 +49,8 @@ OPERATION = Operation(
     build=build,
     outputs=("loss",),
     expect=Relations(),
-    forms=(),
     cases=CASES,
-    strategy=None,
-    supports=supports,
+    supports=causal.untaken,
     dtypes=("float64",),
     level="family",
 )

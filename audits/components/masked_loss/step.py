@@ -217,7 +217,6 @@ OPERATION = Operation(
     expect=Numeric(oracle=whole, eager=whole, reach=reach),
     forms=FORMS,
     cases=CASES,
-    strategy=None,
     dtypes=("float32",),
     supports=supports,
     level="pipeline",

@@ -184,7 +184,7 @@ def _features(count: int, hidden: int, draw: torch.Generator) -> Tensor | None:
     return 3 * torch.randn((count, hidden), generator=draw) + 0.5 if count else None
 
 
-def reach(inputs: Inputs, output: str, upstream: Outputs | None, *, added: bool) -> Outputs:
+def reach(inputs: Inputs, upstream: Outputs | None, *, output: str, added: bool) -> Outputs:
     """What rounding is proportional to: the largest of each row of what is copied or added, and of its gradient."""
     own, features = row_reach(inputs.embeddings), _reaches(inputs)
     found = {output: own + features if added else torch.where(inputs.masked()[..., None], features, own)}

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from assay.audits.candidates import of_family, of_reference
-from assay.audits.components.masked_scatter.batch import CASES, Case, Inputs, at_once, build, draws, strategy, supports
-from assay.audits.components.masked_scatter.batch import reach as _reach
+from assay.audits.components.masked_scatter.batch import Inputs
+from assay.audits.components.masked_scatter.placing import by_modality, in_order, operation
 from assay.audits.families import scattering
-from assay.audits.terms import Candidate, Form, Implementation, Numeric, Operation, Outputs
+from assay.audits.terms import Candidate, Form, Implementation, Outputs
 from assay.reference import masked_scatter
 
 NAME = "masked_scatter.deepstack"
@@ -23,19 +23,12 @@ def reference(inputs: Inputs) -> Outputs:
     return _assay(masked_scatter.add_at_placeholders, inputs)
 
 
-def reach(inputs: Inputs, upstream: Outputs | None) -> Outputs:
-    """Each row is relative to the sum of what is added."""
-    return _reach(inputs, OUTPUT, upstream, added=True)
-
-
 def _assay(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    return {OUTPUT: function(inputs.input_ids, inputs.embeddings, inputs.handed(), inputs.placeholders())}
+    return {OUTPUT: by_modality(function, inputs)}
 
 
 def _hf(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    if not inputs.flat() and not bool(inputs.masked().any()):
-        return {OUTPUT: inputs.embeddings.clone()}
-    return {OUTPUT: function(inputs.embeddings, inputs.masked(), at_once(inputs))}
+    return {OUTPUT: in_order(function, inputs)}
 
 
 FORMS = (
@@ -54,20 +47,13 @@ FORMS = (
     ),
 )
 
-OPERATION = Operation(
-    name=NAME,
-    summary="features of inner layers of an encoder added to hidden states at their placeholders (deepstack)",
-    params=Case,
-    build=build,
-    outputs=(OUTPUT,),
-    expect=Numeric(oracle=reference, eager=reference, reach=reach, draws=draws),
+OPERATION = operation(
+    NAME,
+    "features of inner layers of an encoder added to hidden states at their placeholders (deepstack)",
+    output=OUTPUT,
+    reference=reference,
     forms=FORMS,
-    cases=CASES,
-    strategy=strategy,
-    differentiable=("embeddings", "image", "video", "audio"),
-    dtypes=("float32", "bfloat16"),
-    further_dtypes=("float16", "float64"),
-    supports=supports,
+    added=True,
 )
 
 CANDIDATES = (
@@ -77,13 +63,20 @@ CANDIDATES = (
 
 
 def for_family(name: str, patch: str) -> Candidate | None:
-    """The function with which a family adds the features; None where it has none of its own, and under a patch."""
-    if patch or name not in scattering.installed_families() or SITE not in scattering.source(name):
+    """The function with which a family adds the features, under a patch if there is one; None where it has none."""
+    if name not in scattering.installed_families() or SITE not in scattering.source(name):
         return None
-    return of_family(NAME, name, "", factory=f"{__name__}:of_model", scope={})
+    return of_family(NAME, name, patch, factory=f"{__name__}:of_model", scope={})
 
 
 def of_model(target: Mapping[str, Any]) -> Implementation:
     """The method of a family's text model that adds features, as it is: it needs nothing of its model."""
-    method = scattering.method(str(target["family"]), SITE)
+    name, patch = str(target["family"]), str(target.get("patch", ""))
+    if patch:
+        model = scattering.patched(name, patch)
+        found = next((getattr(part, SITE) for part in model.modules() if hasattr(part, SITE)), None)
+        if found is None:
+            raise LookupError(f"{name}: the model that the patch leaves has no {SITE}")
+        return lambda inputs: _hf(found, inputs)
+    method = scattering.method(name, SITE)
     return lambda inputs: _hf(lambda *args: method(None, *args), inputs)

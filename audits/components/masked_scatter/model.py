@@ -21,6 +21,10 @@ DEFAULT_FAMILY = "qwen3_vl"
 FAMILIES = ("llava", "gemma3", "idefics3", "qwen2_5_omni", "qwen3_vl")
 """The default audit: lists and stacks, a helper of its own, sounds, deepstack. Any other by name."""
 
+REFERENCE = "assay.audits.patch_scatter:reference"
+PATCHED = ("blip_2", "qwen3_vl")
+"""Families whose default audit puts the project's own scatter to the same laws."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case(BatchCase):
@@ -52,25 +56,23 @@ OPERATION = Operation(
     build=build,
     outputs=("embeddings",),
     expect=Relations(),
-    forms=(),
     cases=CASES,
-    strategy=None,
     dtypes=("float32",),
     further_dtypes=("bfloat16",),
     level="family",
 )
 
 
-def _candidate(name: str) -> Candidate:
-    return of_family(NAME, name, "", factory=FACTORY, scope={"family": name})
+def _candidate(name: str, patch: str = "") -> Candidate:
+    return of_family(NAME, name, patch, factory=FACTORY, scope={"family": name})
 
 
-CANDIDATES = tuple(_candidate(name) for name in FAMILIES)
+CANDIDATES = (*map(_candidate, FAMILIES), *(_candidate(name, REFERENCE) for name in PATCHED))
 
 
 def for_family(name: str, patch: str) -> Candidate | None:
-    """The family's model as it is; None for one that has no features to place, and under a patch.
+    """The family's model, under a patch if there is one; None for one that has no features to place.
 
     A family that has no tiny model gets a candidate too, which says so when it is loaded.
     """
-    return _candidate(name) if name in scattering.installed_families() and not patch else None
+    return _candidate(name, patch) if name in scattering.installed_families() else None

@@ -8,19 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
-from assay.audits.components.masked_scatter.batch import (
-    CASES,
-    Case,
-    Inputs,
-    at_once,
-    build,
-    draws,
-    one_by_one,
-    strategy,
-    supports,
-)
-from assay.audits.components.masked_scatter.batch import reach as _reach
-from assay.audits.terms import Form, Numeric, Operation, Outputs
+from assay.audits.components.masked_scatter.batch import Inputs, one_by_one
+from assay.audits.components.masked_scatter.placing import by_modality, in_order, operation
+from assay.audits.terms import Form, Outputs
 from assay.reference import masked_scatter
 
 NAME = "masked_scatter.scatter"
@@ -32,13 +22,8 @@ def reference(inputs: Inputs) -> Outputs:
     return _assay(masked_scatter.scatter_features, inputs)
 
 
-def reach(inputs: Inputs, upstream: Outputs | None) -> Outputs:
-    """Nothing is computed: each row is relative to itself."""
-    return _reach(inputs, OUTPUT, upstream, added=False)
-
-
 def _assay(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    return {OUTPUT: function(inputs.input_ids, inputs.embeddings, inputs.handed(), inputs.placeholders())}
+    return {OUTPUT: by_modality(function, inputs)}
 
 
 def _mask(function: Callable[..., Any], inputs: Inputs) -> Outputs:
@@ -69,9 +54,7 @@ def _placeholder_mask(function: Callable[..., Any], inputs: Inputs) -> Outputs:
 
 
 def _multimodal(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    if not inputs.flat() and not bool(inputs.masked().any()):
-        return {OUTPUT: inputs.embeddings.clone()}
-    return {OUTPUT: function(inputs.embeddings, at_once(inputs), inputs.masked())}
+    return {OUTPUT: in_order(lambda rows, mask, features: function(rows, features, mask), inputs)}
 
 
 FORMS = (
@@ -114,20 +97,13 @@ FORMS = (
     ),
 )
 
-OPERATION = Operation(
-    name=NAME,
-    summary="features of images, videos and sounds put into text embeddings at their placeholders",
-    params=Case,
-    build=build,
-    outputs=(OUTPUT,),
-    expect=Numeric(oracle=reference, eager=reference, reach=reach, draws=draws),
+OPERATION = operation(
+    NAME,
+    "features of images, videos and sounds put into text embeddings at their placeholders",
+    output=OUTPUT,
+    reference=reference,
     forms=FORMS,
-    cases=CASES,
-    strategy=strategy,
-    differentiable=("embeddings", "image", "video", "audio"),
-    dtypes=("float32", "bfloat16"),
-    further_dtypes=("float16", "float64"),
-    supports=supports,
+    added=False,
 )
 
 CANDIDATES = (of_reference(NAME, f"{__name__}:reference", origin="assay.reference.masked_scatter"),)

@@ -40,12 +40,6 @@ def build(case: Case, dtype: torch.dtype, _device: torch.device) -> PackedCall:
     return PackedCall(**case.call(dtype), told=case.told, rows=case.rows, attention=case.attention)
 
 
-def supports(case: Case) -> str | None:
-    """Whether the family takes such samples."""
-    family = causal.family(case.family)
-    return None if isinstance(family, str) else case.untaken(family)
-
-
 IMAGES = ("t4 i4x6 t3", "t3", "t2 i6x4 t1 i2x4 t2")
 """Images of different shape, on both sides of a sample without one."""
 
@@ -80,10 +74,8 @@ OPERATION = Operation(
     build=build,
     outputs=("logits:0",),
     expect=Relations(),
-    forms=(),
     cases=CASES,
-    strategy=None,
-    supports=supports,
+    supports=causal.untaken,
     dtypes=("float64",),
     level="family",
 )

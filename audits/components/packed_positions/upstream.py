@@ -66,8 +66,7 @@ def sdpa_mask(position_ids: Tensor) -> Tensor | None:
 def _mask(attention: str, position_ids: Tensor) -> Tensor | None:
     from transformers import LlamaConfig, masking_utils
 
-    config = LlamaConfig(num_hidden_layers=1)
-    config._attn_implementation = attention  # noqa: SLF001 - what masks are made for
+    config = LlamaConfig(num_hidden_layers=1, attn_implementation=attention)
     known = inspect.signature(masking_utils.create_causal_mask).parameters
     named = {"inputs_embeds" if "inputs_embeds" in known else "input_embeds": torch.zeros(*position_ids.shape, 1)}
     named |= {"cache_position": torch.arange(position_ids.shape[1])} if "cache_position" in known else {}

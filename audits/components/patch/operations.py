@@ -46,9 +46,7 @@ OPERATION = Operation(
     build=build,
     outputs=("loss", "logits"),
     expect=Relations(),
-    forms=(),
     cases=CASES,
-    strategy=None,
     dtypes=("float32",),
     level="family",
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping, Sized
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +65,8 @@ def _refuse_misfit(report: Report) -> None:
 def _audits(work: list[Work], pool: Pool, progress: Progress) -> list[Report]:
     """The reports in the order of the work. Foreign candidates are judged side by side, ours one after another.
 
-    The judge mostly waits for foreign code. Ours runs in this process, whose settings a fault may change.
+    Ours runs in a process of judges, whose settings a fault may change: in this one where there is nothing else, in one
+    of its own beside foreign candidates, for which the judge here mostly waits.
     """
     reports: dict[int, Report] = {}
 
@@ -73,11 +77,34 @@ def _audits(work: list[Work], pool: Pool, progress: Progress) -> list[Report]:
         reports[place] = audit(operation, candidate, fitted, server=server, progress=told)
 
     foreign = [place for place, (_, candidate, _) in enumerate(work) if not candidate.trusted]
-    for place in sorted(set(range(len(work))) - set(foreign)):
-        one(place, None)
-    modelled = any({"family", "pipeline"} & set(work[place][1].target) for place in foreign)
-    pool.each(foreign, one, MODELS if modelled else ())
+    ours = [place for place, (_, candidate, _) in enumerate(work) if candidate.trusted]
+    if not foreign:
+        for place in ours:
+            one(place, None)
+    else:
+        modelled = any({"family", "pipeline"} & set(work[place][1].target) for place in foreign)
+        with _beside([work[place] for place in ours]) as judged:
+            pool.each(foreign, one, MODELS if modelled else ())
+            reports |= zip(ours, judged(), strict=True)
     return [reports[place] for place in range(len(work))]
+
+
+@contextlib.contextmanager
+def _beside(work: list[Work]) -> Iterator[Callable[[], list[Report]]]:
+    """Have trusted candidates judged in another process; the function waits for their reports."""
+    if not work:
+        yield list
+        return
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as judges:
+        found = [judges.submit(_judged, operation.name, candidate, fitted) for operation, candidate, fitted in work]
+        try:
+            yield lambda: [report.result() for report in found]
+        finally:
+            judges.shutdown(cancel_futures=True)
+
+
+def _judged(operation: str, candidate: Candidate, options: Options) -> Report:
+    return audit(registry.operation(operation), candidate, options)
 
 
 def _told(progress: Progress, finished: Sized, total: int) -> Callable[[str], None]:

@@ -32,7 +32,7 @@ def process(
     named = list(zip(keys or range(len(samples)), samples, strict=True))
     arguments = {**_media_arguments(recipe, named, seed), **more}
     text = [_prompt(recipe, sample, random.Random(f"{seed} {key}")) for key, sample in named]
-    outputs = dict(_processor(recipe)(text=text, padding=True, padding_side=padding, return_tensors="pt", **arguments))
+    outputs = dict(processor(recipe)(text=text, padding=True, padding_side=padding, return_tensors="pt", **arguments))
     tensors = {name: torch.as_tensor(value) for name, value in outputs.items() if name.startswith("second_per_grid")}
     outputs.update(tensors)
     _compare_grids(samples, outputs)
@@ -105,7 +105,7 @@ def _metadata(clip: Video, step: int, side: int) -> dict[str, Any]:
     }
 
 
-def _processor(recipe: Recipe) -> Any:
+def processor(recipe: Recipe) -> Any:
     """The processor of a recipe, assembled once in a process."""
     if recipe.name not in _ASSEMBLED:
         _ASSEMBLED[recipe.name] = _assembled(recipe)

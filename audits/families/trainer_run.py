@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from assay.audits.families.adapt import model_of
 from assay.audits.families.causal import loaded
-from assay.audits.families.loss_run import LossCall, logits_of, named, shifted, shifts, trained
+from assay.audits.families.loss_run import LossCall, accepts, logits_of, named, shifted, shifts, trained
 from assay.audits.families.run import placeholders
-from assay.audits.terms import Family, Outputs
+from assay.audits.terms import Family, Inexpressible, Outputs
 
 RATE = 0.1
 
@@ -26,7 +26,8 @@ class StepCall:
     """What to train on: ``samples``, dealt out to ``micro`` micro-batches of one step in their order.
 
     ``smoothing`` is the Trainer's ``label_smoothing_factor``. ``by``: the ``trainer``'s step, or the one that follows
-    from the ``reference`` loss of all samples. ``dtype`` is that of the model.
+    from the ``reference`` loss of all samples. ``packed``: the Trainer gets each micro-batch as one row, from the
+    flattening collator of transformers. ``dtype`` is that of the model.
     """
 
     samples: tuple[str, ...]
@@ -34,6 +35,7 @@ class StepCall:
     smoothing: float = 0.0
     seed: int = 0
     by: str = "trainer"
+    packed: bool = False
     dtype: str = "float32"
 
 
@@ -72,6 +74,15 @@ class Step:
         size = len(call.samples) // call.micro
         return [self._batch(model, call, slice(at, at + size), shift=shift) for at in range(0, len(call.samples), size)]
 
+    def packs(self, model: Any, call: StepCall) -> list[dict[str, Any]]:
+        """The micro-batches as the flattening collator makes them. Inexpressible where the family cannot be told."""
+        from transformers import DataCollatorWithFlattening
+
+        if not accepts(model, "position_ids") or not shifts(model):
+            raise Inexpressible("its forward takes no position_ids" if shifts(model) else "it does not shift labels")
+        collate, made = DataCollatorWithFlattening(), self.batches(model, call)
+        return [dict(collate(list(_samples(batch)))) for batch in made]
+
     def _batch(self, model: Any, call: StepCall, own: slice, *, shift: bool) -> dict[str, Any]:
         keys = tuple(range(len(call.samples)))[own]
         made = self._family.batch(model, call.samples[own], seed=call.seed, keys=keys)
@@ -92,7 +103,8 @@ class Step:
         descent = torch.optim.SGD(model.parameters(), lr=RATE)
         constant = torch.optim.lr_scheduler.LambdaLR(descent, lambda _step: 1.0)
         made = Trainer(
-            model=model, args=arguments, train_dataset=self.batches(model, call), data_collator=_only,
+            model=model, args=arguments, data_collator=_only,
+            train_dataset=self.packs(model, call) if call.packed else self.batches(model, call),
             optimizers=(descent, constant),
         )  # fmt: skip
         made.remove_callback(PrinterCallback)
@@ -114,6 +126,12 @@ class Step:
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.optim.SGD(model.parameters(), lr=RATE).step()
         return loss.detach()
+
+
+def _samples(batch: Mapping[str, Tensor]) -> Iterator[dict[str, list[int]]]:
+    """The samples of a padded batch, each as a dataset has it."""
+    for row, kept in enumerate(batch["attention_mask"].bool()):
+        yield {name: batch[name][row][kept].tolist() for name in ("input_ids", "labels")}
 
 
 def _only(batches: list[dict[str, Any]]) -> dict[str, Any]:

@@ -26,20 +26,21 @@ FAMILIES = ("llama", "qwen2_5_vl", "bart")
 class Case:
     """Parameters of a case: the samples of a step, and in how many micro-batches they come.
 
-    ``smoothing`` is the Trainer's ``label_smoothing_factor``.
+    ``smoothing`` is the Trainer's ``label_smoothing_factor``. ``packed``: each micro-batch is one row of its samples.
     """
 
     family: str = DEFAULT_FAMILY
     samples: Samples = ("t9", "t3", "t6", "t4")
     micro: Size = 4
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    packed: bool = False
     seed: Count = 0
 
 
 def build(case: Case, dtype: torch.dtype, _device: torch.device) -> StepCall:
     """The step of a case; its micro-batches are made beside the model, in the worker."""
     return StepCall(
-        samples=case.samples, micro=case.micro, smoothing=case.smoothing, seed=case.seed,
+        samples=case.samples, micro=case.micro, smoothing=case.smoothing, seed=case.seed, packed=case.packed,
         dtype=str(dtype).rpartition(".")[2],
     )  # fmt: skip
 
@@ -54,6 +55,7 @@ def supports(case: Case) -> str | None:
 CASES = {
     "accumulated": Case(),
     "smoothed": Case(smoothing=0.1, seed=1),
+    "packed": Case(micro=2, packed=True, seed=2),
 }
 
 OPERATION = Operation(

@@ -114,6 +114,36 @@ def counted_before_the_shift(call: StepCall) -> Outputs:
     return _Broken(breakage)(call)
 
 
+class _Packed(_Broken):
+    """A Trainer as it is, on packs that are changed."""
+
+    def __init__(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self._change = change
+        super().__init__(lambda _trainer: None)
+
+    def packs(self, model: Any, call: StepCall) -> list[dict[str, Any]]:
+        """The collator's packs, changed."""
+        return [self._change(pack) for pack in super().packs(model, call)]
+
+
+@fault(NAME, "reference", link="https://github.com/huggingface/transformers/pull/46634")
+def mask_of_ones_on_packs(call: StepCall) -> Outputs:
+    """The packs of the flattening collator get a mask of ones on their way to the Trainer.
+
+    Effect: samples are trained with all that stands before them in the row.
+    """
+    return _Packed(lambda pack: {**pack, "attention_mask": torch.ones_like(pack["input_ids"])})(call)
+
+
+@fault(NAME, "reference")
+def packs_without_separators(call: StepCall) -> Outputs:
+    """The first label of each packed sample is kept, so that the last token of the sample before predicts it.
+
+    Effect: every boundary is trained as if the samples followed from each other.
+    """
+    return _Packed(lambda pack: {**pack, "labels": pack["input_ids"]})(call)
+
+
 @fault(NAME, "nondeterministic")
 def another_seed_each_time(call: StepCall) -> Outputs:
     """The model is drawn anew in every run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 
@@ -53,8 +54,9 @@ def _same(trial: Trial, got: Outputs, want: Outputs, message: str, *, sides: int
         found = excess(name, error, allowed, functools.partial(_ordinary, trial, name, sides), message)
         if found:
             broken.append(found)
-    yield from (item for item in broken if item.where == "loss")
-    yield from worst("parameters", [item for item in broken if item.where != "loss"])
+    how = " (packed)" if trial.inputs.packed else ""  # what packing breaks is not what breaks without it
+    yield from (dataclasses.replace(item, where=f"loss{how}") for item in broken if item.where == "loss")
+    yield from worst(f"parameters{how}", [item for item in broken if item.where != "loss"])
 
 
 def _reaches(trial: Trial) -> Mapping[str, Tensor]:

@@ -88,7 +88,7 @@ def processor(family: str) -> Any:
     from assay.audits.families import _processor
 
     recipe = import_module(f"assay.audits.families.{family}").RECIPE
-    made = copy.copy(_processor._processor(recipe))  # noqa: SLF001 - assembled as its own batches are
+    made = copy.copy(_processor.processor(recipe))
     made.tokenizer = copy.deepcopy(made.tokenizer)
     made.chat_template = TEMPLATE
     return made

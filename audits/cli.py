@@ -100,6 +100,11 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     annotations: Annotate = True,
 ) -> None:
     """Judge implementations by the laws of their operations."""
+    from assay.audits.server import Server
+
+    named = bool(pipeline) or ":" in (candidate or "").removeprefix("fault:")
+    server = Server() if named else None  # it comes up while this process imports torch: somebody waits for a verdict
+
     from assay.audits import session
     from assay.audits.choose import Request
     from assay.audits.run import Options
@@ -118,7 +123,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
         device=device, dtypes=tuple(dtype or ()), time_limit=time_limit,
     )  # fmt: skip
     with _progress(quiet=quiet) as progress:
-        found = session.conduct(request, options, progress)
+        found = session.conduct(request, options, progress, server)
     report = session.excused(found, excuses)
     session.write(report, paths)
     _tell(report, quiet=quiet, annotations=annotations)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from assay.audits import settings
-from assay.audits.terms import Implementation, Outcome, Outputs, Raised, Tape
+from assay.audits.terms import MAX_TEXT, Implementation, Outcome, Outputs, Raised, Tape
 
-MAX_TEXT = 2000
 MAX_BYTES = 1 << 30
 """More than this is no answer to a case of the sizes that an audit builds."""
 

@@ -19,18 +19,22 @@ SIZE = 2
 class Pool:
     """Up to :data:`SIZE` servers."""
 
-    def __init__(self) -> None:
-        """An empty pool."""
+    def __init__(self, server: Server | None = None) -> None:
+        """An empty pool, or one with a server that is coming up already."""
         self._servers: list[Server] = []
         self._stack = ExitStack()
+        if server is not None:
+            self._keep(server)
 
     def start(self, count: int = 1) -> list[Server]:
         """The first ``count`` servers; those not yet there are started and come up in the background."""
         while len(self._servers) < count:
-            server = Server()
-            self._stack.callback(server.close)
-            self._servers.append(server)
+            self._keep(Server())
         return self._servers[:count]
+
+    def _keep(self, server: Server) -> None:
+        self._stack.callback(server.close)
+        self._servers.append(server)
 
     def describe(self, ref: str) -> tuple[str, ...] | None:
         """Parameter names of ``package.module:function``, read in a worker. ValueError when it cannot be imported."""

@@ -1,4 +1,7 @@
-"""The worker process as the judge sees it: starts it, has it fork children, and ends them."""
+"""The worker process as the judge sees it: starts it, has it fork children, and ends them.
+
+Nothing here imports torch before the first message, so that a worker comes up while the judge does.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from assay.audits import registry, wire
-from assay.audits.observe import MAX_TEXT
+from assay.audits import registry
+from assay.audits.terms import MAX_TEXT
 
 START_SECONDS = 120.0
 """How long a worker may take to come up, and a candidate to be imported."""
@@ -68,6 +71,8 @@ class Server:
 
     def _ready(self) -> socket.socket:
         """The connection to the process. RuntimeError with its output when it does not come up."""
+        from assay.audits import wire
+
         if self._control is None:
             with self._listener:
                 self._control = self._accept()
@@ -88,6 +93,8 @@ class Server:
 
     def preload(self, modules: tuple[str, ...]) -> None:
         """Import modules in the server, so that its children need not. A failing import is left to the child."""
+        from assay.audits import wire
+
         missing = tuple(module for module in modules if module not in self._preload)
         if missing:
             self._preload += missing
@@ -110,6 +117,8 @@ class Server:
         self._start()
 
     def _fork(self, *, limit_memory: bool) -> Child:
+        from assay.audits import wire
+
         control = self._ready()
         output = Path(self._folder) / f"output-{os.urandom(6).hex()}"
         here, there = socket.socketpair()
@@ -125,6 +134,8 @@ class Server:
 
     def reap(self, child: Child) -> tuple[int, str]:
         """End a child and all that it started; its wait status, and the end of what it printed."""
+        from assay.audits import wire
+
         child.connection.close()
         status = signal.SIGKILL.value
         with suppress(EOFError, ConnectionError):  # the server was killed, and its children with it
@@ -161,14 +172,7 @@ def _environment() -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     no_driver = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # to look for a GPU must not spoil it for the forked
-    return {**os.environ, **offline, **one_thread, **no_driver, **_interpreted()}
-
-
-def _interpreted() -> dict[str, str]:
-    """Triton kernels run in the interpreter where there is no GPU."""
-    import torch
-
-    return {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    return {**os.environ, **offline, **one_thread, **no_driver}
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -182,6 +186,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def parameters(server: Server, ref: str) -> tuple[str, ...] | None:
     """Parameter names of ``package.module:function``, None where it has no signature. ValueError: no such function."""
+    from assay.audits import wire
+
     child = server.fork(limit_memory=True)
     try:
         child.connection.settimeout(START_SECONDS)

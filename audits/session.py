@@ -37,21 +37,17 @@ def _quiet(_done: int, _total: int, _text: str) -> None:
     pass
 
 
-def conduct(request: Request, options: Options, progress: Progress = _quiet) -> Report:
-    """Audit all that was asked for, into one report. BadUsage names the option and what is possible."""
-    with Pool() as pool:
-        if _foreign(request):
-            pool.start()  # it comes up while the plan is made
+def conduct(request: Request, options: Options, progress: Progress = _quiet, server: Server | None = None) -> Report:
+    """Audit all that was asked for, into one report. BadUsage names the option and what is possible.
+
+    ``server`` is a worker that was started before; it is used first, and stopped at the end.
+    """
+    with Pool(server) as pool:
         work = planned(request, options, pool.describe)
         report = merge(_audits(work, pool, progress))
     _refuse_misfit(report)
     narrowed = bool(request.targets or request.candidate or request.families or request.patch or request.pipeline)
     return replace(report, request=_asked(request, options), filtered=report.filtered or narrowed)
-
-
-def _foreign(request: Request) -> bool:
-    """Whether the request names a function of somebody's, for which every second of waiting counts."""
-    return bool(request.pipeline) or ":" in (request.candidate or "").removeprefix("fault:")
 
 
 def _refuse_misfit(report: Report) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from assay.audits import resolve, wire
-from assay.audits.observe import MAX_TEXT, observe
+from assay.audits.observe import observe
 from assay.audits.server import START_SECONDS, Child, Server
-from assay.audits.terms import Candidate, Implementation, Level, Outcome, Outputs, Raised, Tape
+from assay.audits.terms import MAX_TEXT, Candidate, Implementation, Level, Outcome, Outputs, Raised, Tape
 
 __all__ = ["Foreign", "InProcess", "Server", "subject"]
 

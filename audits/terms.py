@@ -27,6 +27,10 @@ class Verdict(enum.IntEnum):
     FAIL = 3
 
 
+MAX_TEXT = 2000
+"""Characters that are kept of what foreign code says or prints."""
+
+
 @dataclass(frozen=True)
 class Raised:
     """How a call ended when it did not return: ``kind`` is an exception type, ``exit``, ``signal`` or ``timeout``."""

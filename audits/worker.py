@@ -19,10 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from assay.audits import wire
-from assay.audits.observe import MAX_TEXT, legible, observe, said, tensors
-from assay.audits.terms import Implementation, Outcome, Raised
+import torch
 
+from assay.audits import wire
+from assay.audits.observe import legible, observe, said, tensors
+from assay.audits.terms import MAX_TEXT, Implementation, Outcome, Raised
+
+AUTOGRAD = "torch.fx.experimental.symbolic_shapes"
+"""What torch imports with the first gradient of a process, which takes most of a second."""
 FILE_BYTES = 4 << 30
 """No child writes a longer file: what it prints is kept in one."""
 _DIE_WITH_PARENT, _ADOPT_ORPHANS = 1, 36  # prctl(2): PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
@@ -34,7 +38,8 @@ def serve(control_path: str, modules: list[str]) -> None:
     _process_control(_ADOPT_ORPHANS, 1)
     control = socket.socket(socket.AF_UNIX)
     control.connect(control_path)
-    _preload(modules)
+    _interpret_without_a_gpu()
+    _preload([*modules, AUTOGRAD])
     children: set[int] = set()
     try:
         wire.send(control, {"ready": True})
@@ -45,6 +50,12 @@ def serve(control_path: str, modules: list[str]) -> None:
     finally:
         for child in list(children):
             _reap(child, children)
+
+
+def _interpret_without_a_gpu() -> None:
+    """Triton reads it when it is imported."""
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def _leave(_signal: int, _frame: object) -> NoReturn:

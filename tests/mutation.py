@@ -43,6 +43,8 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "reference/mrope_*.py": ("tests/test_reference_*position*.py",),
     "reference/loss_normaliser.py": ("tests/test_reference_loss_normaliser.py",),
     "reference/loss_total.py": ("tests/test_reference_loss_total.py",),
+    "reference/packed_*.py": ("tests/test_reference_packed_*.py",),
+    "reference/label_*.py": ("tests/test_reference_label_*.py",),
     "reference/*.py": (
         "tests/test_reference_masked_*.py", "tests/test_reference_linear_*.py", "tests/test_reference_loss_*.py",
     ),

@@ -94,6 +94,19 @@ def test_nothing_trained_on_is_zero(model: Any) -> None:
     assert loss.item() == 0
 
 
+def test_a_compiled_model_trains_as_before(model: Any) -> None:
+    plain, grads = _step(model)
+    with assay.patch(model, masked_loss="kernel") as handle:
+        model.zero_grad(set_to_none=True)
+        compiled: Any = torch.compile(model, backend="aot_eager")
+        loss = compiled(**_batch(model, "llama")).loss
+        loss.backward()
+    torch.compiler.reset()
+    assert torch.allclose(plain.loss, loss, rtol=1e-5)
+    assert _close(grads, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert list(handle.calls.values()) == [Calls(forward=1, backward=1)]
+
+
 class _Largest(TorchDispatchMode):
     """The most elements that any operator returns, and the shapes of what has a vocabulary."""
 

@@ -44,7 +44,20 @@ def _without_environment(text: str) -> str:
 @pytest.mark.parametrize("candidate", ["good", "wrong_dtype", "raises", "exits_hard", "caches_by_shape"])
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, candidate: str) -> None:
     """Passing, failing, raising with an address in the message, dying, and keeping state; from other processes."""
-    more = ("--seed", "5", "--examples", "3", "--dtype", "bfloat16", "--law", "parity", "--law", "returns", "--law", "relative")
+    more = (
+        "--seed",
+        "5",
+        "--examples",
+        "3",
+        "--dtype",
+        "bfloat16",
+        "--law",
+        "parity",
+        "--law",
+        "returns",
+        "--law",
+        "relative",
+    )
     first = _report(tmp_path, f"hostile:{candidate}", *more, PYTHONHASHSEED="1")
     second = _report(tmp_path, f"hostile:{candidate}", *more, PYTHONHASHSEED="2", OMP_NUM_THREADS="2")
     assert first == second

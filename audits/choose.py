@@ -98,11 +98,12 @@ def _operations(targets: tuple[str, ...]) -> tuple[Operation, ...]:
 def _known(families: tuple[str, ...]) -> tuple[str, ...]:
     installed = discovery.installed_families()
     for name in families:
-        if name not in installed and name not in (further := registry.further_families()):
+        if name not in installed and name not in (known := registry.families()):
             version = importlib.metadata.version("transformers")
+            further = ", ".join(other for other in known if other not in installed)
             message = (
                 f"transformers {version} has no multi-axis family {name!r}; it has: {', '.join(installed)}; and for "
-                f"what needs no such axes: {', '.join(further)}"
+                f"what needs no such axes: {further}"
             )
             raise UsageError(message)
     return families

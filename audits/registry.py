@@ -127,17 +127,18 @@ def on_request(candidate: Candidate) -> bool:
     return bool(offered and offered(candidate))
 
 
-def further_families() -> tuple[str, ...]:
-    """Families beside those with multi-axis rotary that some component audits when they are asked for by name."""
-    offered = (getattr(_load(name, "operations"), "further_families", tuple) for name in component_names())
-    return tuple(sorted({family for names in offered for family in names()}))
-
-
 def families() -> Mapping[str, str]:
-    """Every multi-axis family of the installed transformers, with what can be audited of it, or why nothing can."""
-    from assay.audits.families import discovery
+    """Every family of the installed transformers that a component knows: which components audit it, and why others not.
 
-    return {
-        name: found if isinstance(found, str) else ", ".join(("text", *found.modalities))
-        for name, found in discovery.families().items()
-    }
+    A family that a component audits may still turn out not to have a tiny model: it is UNKNOWN then, with the reason.
+    """
+    known: dict[str, dict[str, str]] = {}
+    for room in component_names():
+        for name, reason in getattr(_load(room, "operations"), "families", dict)().items():
+            known.setdefault(name, {})[room] = reason.removeprefix(f"{name}: ")
+    return {name: _audited_by(rooms) for name, rooms in sorted(known.items())}
+
+
+def _audited_by(rooms: Mapping[str, str]) -> str:
+    judged = ", ".join(room for room, reason in rooms.items() if not reason)
+    return "; ".join([*filter(None, [judged]), *(f"{room}: UNKNOWN, {why}" for room, why in rooms.items() if why)])

@@ -25,7 +25,7 @@ Work = tuple[Operation, Candidate, Options]
 WAIVERS = Path("waivers.toml")
 """Where waivers are looked for when nothing else is said."""
 FEWER = 4
-"""By how much the search is cut for each of the twenty families of an audit that names none."""
+"""By how much the search is cut for each family of an audit that names none."""
 MODELS = ("transformers.modeling_utils", "transformers.processing_utils")
 """What every model of transformers imports, which takes seconds."""
 

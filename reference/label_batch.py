@@ -50,7 +50,10 @@ def collate(examples: Sequence[Mapping[str, Any]], *, pad_id: int, side: str = "
             is ignored where padding was put, and nowhere else.
         side: "right" or "left".
 
+    The batch is on the device of the examples.
+
     Raises:
+        TypeError: numbers that are not whole.
         ValueError: no examples; a key that is missing or not known; a length that differs from that of the ids; a span
             outside its sample; a label that is neither its token's id nor -100.
     """
@@ -68,7 +71,7 @@ def collate(examples: Sequence[Mapping[str, Any]], *, pad_id: int, side: str = "
         for name, fill in {"input_ids": pad_id, **PER_TOKEN}.items()
     }
     spans = [
-        torch.cat([torch.full((len(example["spans"]), 1), sample), example["spans"] + start], dim=1)
+        torch.cat([example["spans"].new_full((len(example["spans"]), 1), sample), example["spans"] + start], dim=1)
         for sample, (example, start) in enumerate(zip(whole, ahead, strict=True))
     ]
     return Batch(**rows, spans=torch.cat(spans))
@@ -80,10 +83,10 @@ def _completed(example: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     missing = sorted({"input_ids", "labels"} - set(example))
     if strange or missing:
         raise ValueError(f"{where}: lacks {missing or 'nothing'}, and has the unknown keys {strange or 'none'}")
-    given = {name: torch.as_tensor(value, dtype=torch.int64) for name, value in example.items()}
+    given = {name: _numbers(f"{where}: {name}", value) for name, value in example.items()}
     ids = given["input_ids"]
     defaults = {name: torch.full_like(ids, fill) for name, fill in ABSENT.items()}
-    whole = {**defaults, "spans": torch.zeros((0, 2), dtype=torch.int64), **given}
+    whole = {**defaults, "spans": ids.new_zeros((0, 2)), **given}
     for name in ("input_ids", *PER_TOKEN):
         if whole[name].shape != ids.shape or ids.ndim != 1:
             raise ValueError(f"{where}: {name} has the shape {list(whole[name].shape)}, input_ids {list(ids.shape)}")
@@ -95,7 +98,15 @@ def _completed(example: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     return whole
 
 
+def _numbers(name: str, value: Any) -> Tensor:
+    """Whole numbers as int64. TypeError for others, which would be cut off. An empty list has no dtype of its own."""
+    found = torch.as_tensor(value)
+    if found.numel() and (found.is_floating_point() or found.is_complex()):
+        raise TypeError(f"{name}: expected whole numbers, got {found.dtype}")
+    return found.to(torch.int64)
+
+
 def _padded(row: Tensor, length: int, start: int, fill: int) -> Tensor:
-    wide = torch.full((length,), fill, dtype=torch.int64)
+    wide = row.new_full((length,), fill)
     wide[start : start + len(row)] = row
     return wide

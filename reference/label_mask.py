@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+
+from assay.reference.arguments import one_of
 
 IGNORE = -100
 """The label of a token that is not trained on, PyTorch's own."""
@@ -140,14 +142,13 @@ def trained_spans(
     """
     if not messages:
         raise ValueError("messages: expected at least one, got none")
+    one_of("train", train, get_args(Train))
     if not end_of_turn:
         raise ValueError("end_of_turn: expected the template's terminator, got an empty text")
     template = Template(messages=messages, tokenizer=tokenizer, arguments=arguments or {})
     text = template.render(messages)
     if train == "all":
         return text, ((0, len(text)),)
-    if train not in {"assistant", "last"}:
-        raise ValueError(f"train: expected 'assistant', 'last' or 'all', got {train!r}")
     places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if not places:
         raise ValueError(f"messages: none of {len(messages)} is the assistant's, so there is nothing to train on")
@@ -176,6 +177,7 @@ def label(
     ValueError as :func:`trained_spans`, for offsets that do not belong to the text, for a straddling token under
     ``error``, and where no token is left to train on.
     """
+    one_of("straddling", straddling, get_args(Straddling))
     text, spans = trained_spans(messages, tokenizer, end_of_turn=end_of_turn, train=train, arguments=arguments)
     encoded = (encode or _plain(tokenizer))(text)
     ids, offsets = _ids(encoded["input_ids"]), _offsets(encoded["offset_mapping"])

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from assay.reference.arguments import of_dtype, one_of
 from assay.reference.label_mask import IGNORE
 
 Side = Literal["right", "left"]
@@ -57,6 +59,7 @@ def truncate(
         untrained: what becomes of a sequence of which no trained token is left: an error, or `trained` says so.
 
     Raises:
+        TypeError: another dtype.
         ValueError: a wrong shape, length, block or option; a block cut in two; nothing left to train on.
     """
     _checked(input_ids, labels, max_length, side, blocks, (divided, untrained))
@@ -83,6 +86,8 @@ def truncate(
 def _checked(
     input_ids: Tensor, labels: Tensor, max_length: int, side: str, blocks: Sequence[Block], options: tuple[str, str]
 ) -> None:
+    of_dtype("input_ids", input_ids, torch.int64)
+    of_dtype("labels", labels, torch.int64)
     if input_ids.ndim != 1 or labels.shape != input_ids.shape:
         shapes = f"{list(input_ids.shape)} and {list(labels.shape)}"
         raise ValueError(f"input_ids, labels: expected two of the shape [S], got {shapes}")
@@ -90,8 +95,8 @@ def _checked(
         raise ValueError(f"max_length: expected at least 1, got {max_length}")
     if side not in {"right", "left"}:
         raise ValueError(f"side: expected 'right' or 'left', got {side!r}")
-    if options[0] not in {"error", "drop"} or options[1] not in {"error", "report"}:
-        raise ValueError(f"divided, untrained: expected error or drop, error or report, got {options}")
+    one_of("divided", options[0], ("error", "drop"))
+    one_of("untrained", options[1], ("error", "report"))
     before = 0
     for first, last in blocks:
         if not before <= first < last <= len(input_ids):

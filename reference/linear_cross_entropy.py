@@ -7,7 +7,7 @@ chunks, and that it keeps no logits, must not show in any result.
 
 from torch import Tensor
 
-from assay.reference.loss_arguments import accumulation_dtype, floating, of_dtype, shaped
+from assay.reference.arguments import accumulation_dtype, floating, of_dtype, shaped
 from assay.reference.loss_reduction import Loss, Normaliser, Reduction, reduce_losses
 from assay.reference.masked_cross_entropy import check_options, scored_tokens, token_losses
 

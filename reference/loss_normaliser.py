@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from assay.reference.loss_arguments import of_dtype
+from assay.reference.arguments import of_dtype
 
 __all__ = [
     "accumulated_count",

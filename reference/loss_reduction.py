@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from assay.reference.loss_arguments import one_of
+from assay.reference.arguments import one_of
 
 __all__ = ["REDUCTIONS", "Loss", "Normaliser", "Reduction", "check_reduction", "read_places", "reduce_losses"]
 

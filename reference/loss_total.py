@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from assay.reference.loss_arguments import floating
+from assay.reference.arguments import floating
 
 __all__ = ["Total", "total_loss"]
 

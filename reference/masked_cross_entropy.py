@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from assay.reference.loss_arguments import accumulation_dtype, floating, number, of_dtype, shaped, within
+from assay.reference.arguments import accumulation_dtype, floating, number, of_dtype, shaped, within
 from assay.reference.loss_normaliser import shift_labels, shift_left
 from assay.reference.loss_reduction import Loss, Normaliser, Reduction, check_reduction, read_places, reduce_losses
 

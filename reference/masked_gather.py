@@ -9,7 +9,7 @@ otherwise be token 0.
 import torch
 from torch import Tensor
 
-from assay.reference.loss_arguments import accumulation_dtype, floating, of_dtype, shaped, within
+from assay.reference.arguments import accumulation_dtype, floating, of_dtype, shaped, within
 
 __all__ = ["gather_masked", "masked_mean"]
 

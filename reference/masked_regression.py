@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from assay.reference.loss_arguments import accumulation_dtype, floating, number, of_dtype, one_of, shaped, within
+from assay.reference.arguments import accumulation_dtype, floating, number, of_dtype, one_of, shaped, within
 from assay.reference.loss_reduction import Loss, Normaliser, Reduction, check_reduction, read_places, reduce_losses
 
 __all__ = ["KINDS", "Kind", "masked_regression"]

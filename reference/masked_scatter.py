@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from assay.reference.loss_arguments import floating, of_dtype, shaped
+from assay.reference.arguments import floating, of_dtype, shaped
 
 __all__ = ["Features", "add_at_placeholders", "placeholder_mask", "scatter_features"]
 

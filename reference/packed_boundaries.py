@@ -7,7 +7,7 @@ them follow the cumulative lengths that variable-length attention takes, and the
 import torch
 from torch import Tensor
 
-from assay.reference.loss_arguments import of_dtype
+from assay.reference.arguments import of_dtype
 
 __all__ = ["attention_boundaries", "cumulative_lengths", "segments_of_lengths", "segments_of_positions"]
 

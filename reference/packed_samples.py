@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.reference.loss_arguments import of_dtype
+from assay.reference.arguments import of_dtype
 from assay.reference.mrope_positions import positions
 from assay.reference.mrope_rules import PositionRule
 from assay.reference.packed_boundaries import cumulative_lengths, segments_of_lengths
@@ -140,7 +140,7 @@ def _labels(sample: Sample, ignore_index: int) -> Tensor:
 def _axis_ids(rule: PositionRule, samples: Sequence[Sample], place: Tensor, total: int) -> Tensor:
     """[A, T]: each sample's own; what was appended counts on all axes alike."""
     own = [_alone(rule, i, sample) for i, sample in enumerate(samples)]
-    rest = place[total:].to(own[0].dtype).expand(len(own[0]), -1)
+    rest = place[total:].to(own[0]).expand(len(own[0]), -1)
     return torch.cat([*own, rest], dim=1)
 
 

@@ -59,6 +59,8 @@ def shard_batch(
     sizes = {name: x.shape[-1] for name, x in batch.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"batch: expected one number of tokens as the last dimension of each tensor, got {sizes}")
+    if {"labels", "shift_labels"} <= set(batch):
+        raise ValueError("batch: expected labels or shift_labels, got both")
     whole = dict(batch)
     if "labels" in whole:
         labels = whole.pop("labels")

@@ -13,6 +13,10 @@ def check_convicts(fault: Fault) -> None:
     assert set(fault.caught_by) <= matrix.caught(fault, fault.caught_by, enough=set(fault.caught_by).issubset)
 
 
+WITHOUT_TENSORS = frozenset({"mutates"})
+"""Laws that nothing can break where a call is words and numbers: the batch is made of them in the worker."""
+
+
 def check_laws_have_faults(operation: str, but: AbstractSet[str] = frozenset()) -> None:
     """Every law that applies to an operation is named by one of its faults, but for these laws."""
     named = {law for fault in registry.faults(operation) for law in fault.caught_by}

@@ -55,7 +55,7 @@ def test_a_sample_without_targets_is_an_error_or_is_counted() -> None:
         ({"blocks": [(3, 3)]}, r"blocks: \(3, 3\) is empty"),
         ({"blocks": [(3, 6), (5, 7)]}, r"blocks: \(5, 7\)"),
         ({"blocks": [(8, 11)]}, "outside of 10 tokens"),
-        ({"divided": "keep"}, "expected error or drop"),
+        ({"divided": "keep"}, "divided: expected one of .*, got .keep"),
         ({"labels": LABELS[1:]}, r"expected two of the shape \[S\], got \[10\] and \[9\]"),
     ],
 )
@@ -108,6 +108,16 @@ def test_an_optional_key_that_is_missing_is_its_empty_default(side) -> None:
 def test_bad_input_of_padding_is_named(examples, message) -> None:
     with pytest.raises(ValueError, match=message):
         collate(examples, pad_id=0)
+
+
+def test_numbers_that_are_not_whole_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"examples\[0\]: attention_mask: expected whole numbers, got torch.float32"):
+        collate([{**SHORT, "attention_mask": [0.7]}], pad_id=0)
+    with pytest.raises(TypeError, match="input_ids: expected torch.int64, got torch.float32"):
+        truncate(IDS.float(), LABELS, 5)
+    for option in ("divided", "untrained"):
+        with pytest.raises(ValueError, match=f"{option}: expected one of "):
+            truncate(IDS, LABELS, 9, **{option: "never"})
 
 
 def test_a_bad_side_is_named() -> None:

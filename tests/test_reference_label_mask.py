@@ -159,7 +159,8 @@ def test_a_message_whose_content_is_not_rendered_is_named() -> None:
     [
         ([], {}, "expected at least one"),
         ([ASK], {}, "none of 1 is the assistant's"),
-        ([ASK, YES], {"train": "first"}, "expected 'assistant', 'last' or 'all', got 'first'"),
+        ([ASK, YES], {"train": "first"}, "train: expected one of .*'last', 'all'., got 'first'"),
+        ([ASK, YES], {"straddling": "trian"}, "straddling: expected one of .*'train', 'ignore'., got 'trian'"),
         ([ASK, YES], {"end_of_turn": "</s>"}, r"messages\[1\]: the turn is not closed by end_of_turn '</s>'"),
         ([ASK, YES], {"end_of_turn": "Yes"}, r"messages\[1\]: '<|im_end|>\\n' follows end_of_turn 'Yes'"),
         ([ASK, YES], {"end_of_turn": ""}, "got an empty text"),

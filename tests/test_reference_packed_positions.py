@@ -82,7 +82,7 @@ def test_a_row_by_hand() -> None:
 def test_axes_are_those_of_each_sample_alone() -> None:
     two = [with_image(3, 2, 3), with_image(1, 4, 2)]
     made = packed.pack(two, rule=QWEN)
-    alone = [positions(QWEN, s.token_types[None], image_grids=s.image_grids)[0][:, 0] for s in two]  # type: ignore[index]
+    alone = [positions(QWEN, s.token_types[None], image_grids=s.image_grids)[0][:, 0] for s in two]  # type: ignore[index]  # they have types
     assert made.axis_ids is not None
     assert torch.equal(made.axis_ids, torch.cat(alone, dim=1))
     assert made.text_and_axes.shape == (4, 1, len(made.input_ids))
@@ -171,6 +171,8 @@ def test_pieces_say_what_is_wrong() -> None:
         packed.shard(torch.zeros(6), 2, layout="zigzag")
     with pytest.raises(ValueError, match="layout: expected one of contiguous, zigzag, got 'ring'"):
         packed.shard(torch.zeros(6), 2, layout="ring")
+    with pytest.raises(ValueError, match="batch: expected labels or shift_labels, got both"):
+        packed.shard_batch({"labels": torch.zeros(1, 4), "shift_labels": torch.zeros(1, 4)}, 2)
     with pytest.raises(ValueError, match="batch: expected one number of tokens"):
         packed.shard_batch({**_batch(), "weights": torch.zeros(2, 7)}, 2)
     with pytest.raises(ValueError, match="pieces: expected at least one"):

@@ -97,10 +97,24 @@ def _sentences(one: Comparison) -> Iterator[str]:
         f"{statistics.fmean(one.order_alone):.1%}. The difference is {_points(one.gaps())} points over "
         f"{len(one.seeds)} seeds."
     )
+    yield from _unfinished(one, scores)
     if one.never_differed:
         yield "  **The losses of both sides are equal at every step: the patches had the same effect, or none.**"
     if not one.same_start:
         yield "  **Initial weights or data differ between the sides: a patch changed them.**"
+
+
+def _unfinished(one: Comparison, scores: Sequence[float]) -> Iterator[str]:
+    """What the comparison does not say: a side under what the order alone gives has not learned that much."""
+    limit = statistics.fmean(one.order_alone)
+    under = [arm.name for arm, score in zip(one.arms, scores, strict=True) if score < limit]
+    if len(under) == len(one.arms):
+        yield "  **Both sides are below what the order alone gives: neither training is at its end. No answer yet.**"
+    elif under:
+        beyond = f"; {100 * (max(scores) - limit):.1f} points are beyond what it can ever reach"
+        yield (
+            f"  The training with {under[0]}, which is below that, is not at its end{beyond if is_own([one]) else ''}."
+        )
 
 
 def _section(one: Comparison, stem: str) -> Iterator[str]:

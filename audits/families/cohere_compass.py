@@ -42,4 +42,4 @@ RECIPE = qwen_vl(
     video="<|VISION_START|><|VIDEO_PAD|><|VISION_END|>",
 )
 
-FAMILY = RECIPE.family(releases=">=5.0.0.dev0")
+FAMILY = RECIPE.family(releases=">=5.21")  # before, height and width had lanes side by side, with rates of their own

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from assay.audits.components.masked_loss import cross_entropy, gather, linear, model, regression, step, total, trainer
-from assay.audits.families import causal, discovery
+from assay.audits.families import causal
 from assay.audits.terms import Candidate
 
 _ROOMS: tuple[Any, ...] = (cross_entropy, linear, regression, gather, total, step, model, trainer)
@@ -28,6 +29,6 @@ def on_request(candidate: Candidate) -> bool:
     return candidate.operation == trainer.NAME
 
 
-def further_families() -> tuple[str, ...]:
-    """Families that can be asked for by name beside those with multi-axis rotary."""
-    return tuple(name for name in causal.classes() if name not in discovery.installed_families())
+def families() -> Mapping[str, str]:
+    """Families that can be asked for by name; with the reason where it is known that nothing can be said of one."""
+    return {name: causal.UNBUILT.get(name, "") for name in causal.classes()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from assay.audits.components.masked_scatter import deepstack, model, scatter
-from assay.audits.families import discovery, scattering
+from assay.audits.families import scattering
 from assay.audits.terms import Candidate
 
 _ROOMS: tuple[Any, ...] = (scatter, deepstack, model)
@@ -26,6 +27,6 @@ def on_request(_candidate: Candidate) -> bool:
     return True
 
 
-def further_families() -> tuple[str, ...]:
-    """Families that can be asked for by name beside those with multi-axis rotary."""
-    return tuple(name for name in scattering.installed_families() if name not in discovery.installed_families())
+def families() -> Mapping[str, str]:
+    """Families that can be asked for by name; with the reason where it is known that nothing can be said of one."""
+    return {name: scattering.UNBUILT.get(name, "") for name in scattering.installed_families()}

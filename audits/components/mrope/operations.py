@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from assay.audits.components.mrope import model, positions, rotate, tables
@@ -24,3 +25,8 @@ def family_candidate(operation: str, name: str, patch: str) -> Candidate | None:
         return room.unbuilt(name) if hasattr(room, "unbuilt") else None
     found: Candidate | None = room.for_family(family, patch) if hasattr(room, "for_family") else None
     return found
+
+
+def families() -> Mapping[str, str]:
+    """Families with multi-axis rotary; with the reason where one has no tiny model here."""
+    return {name: found if isinstance(found, str) else "" for name, found in discovery.families().items()}

@@ -1,4 +1,4 @@
-"""What every masked loss asks of its arguments; an error names the argument, what was expected and what came."""
+"""What the references ask of their arguments; an error names the argument, what was expected and what came."""
 
 import math
 from collections.abc import Sequence

@@ -157,6 +157,17 @@ def ab(session: nox.Session) -> None:
 
 
 @nox.session
+def sweep(session: nox.Session) -> None:
+    """Judge every installed family by operations of whole models, into ``docs/sweeps/``; minutes for each.
+
+    ``nox -s sweep -- masked_scatter.model masked_loss.model``: these two unless told.
+    """
+    install(session)
+    for operation in session.posargs or ("masked_scatter.model", "masked_loss.model"):
+        session.run("python", "-m", "assay.audits.sweep", operation, env=INTERPRETED)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Write the pages of laws, faults and families and the fault x law matrix from what they describe."""
     install(session)

@@ -20,8 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from assay import Pipeline
+from assay.reference.label_mask import IGNORE, label
 
-IGNORED = -100
+END = "<|im_end|>"
+"""What the chat template writes after a turn."""
 
 
 def parts() -> tuple[Any, Any]:
@@ -47,36 +49,35 @@ DATASET = [
 ]
 
 
-def encoded(processor: Any, talks: list[Any], *, prompt: bool = False) -> dict[str, Tensor]:
+def encoded(processor: Any, talks: list[Any]) -> dict[str, Tensor]:
     """What the model is given of some conversations, padded on the tokenizer's side."""
-    return dict(
-        processor.apply_chat_template(
-            talks, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=prompt,
-            processor_kwargs={"padding": True},
-        )
-    )  # fmt: skip
+    options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    return dict(processor.apply_chat_template(talks, **options, processor_kwargs={"padding": True}))
 
 
 def labels_of(processor: Any, talk: list[Any]) -> Tensor:
-    """The ids of one conversation where the assistant speaks, its end of turn included.
+    """The ids of one conversation where the assistant speaks, its end of turn included; elsewhere -100.
 
-    Lengths are those of the ids that the processor makes, in which an image is as long as it is for the model.
+    From the characters of the rendered conversation: lengths of parts that are tokenised by themselves are not those of
+    the whole wherever two parts merge in one token.
     """
-    ids = encoded(processor, [talk])["input_ids"][0]
-    labels = torch.full_like(ids, IGNORED)
-    for place, message in enumerate(talk):
-        if message["role"] == "assistant":
-            start = encoded(processor, [talk[:place]], prompt=True)["input_ids"].shape[1]
-            stop = encoded(processor, [talk[: place + 1]])["input_ids"].shape[1] - 1  # the line break after the turn
-            labels[start:stop] = ids[start:stop]
-    return labels
+    images = [part["image"] for turn in talk for part in turn["content"] if part["type"] == "image"]
+    return label(
+        talk,
+        processor,
+        end_of_turn=END,
+        placeholders={processor.image_token: processor.image_token_id},
+        encode=lambda text: processor(
+            text=[text], images=images, add_special_tokens=False, return_offsets_mapping=True
+        ),
+    ).labels
 
 
 def collate(processor: Any, samples: list[Any]) -> dict[str, Tensor]:
     """A padded batch with labels."""
     talks = [sample["messages"] for sample in samples]
     batch = encoded(processor, talks)
-    labels = torch.full_like(batch["input_ids"], IGNORED)
+    labels = torch.full_like(batch["input_ids"], IGNORE)
     for row, talk in enumerate(talks):
         labels[row, batch["attention_mask"][row].bool()] = labels_of(processor, talk)
     return {**batch, "labels": labels}
@@ -85,7 +86,7 @@ def collate(processor: Any, samples: list[Any]) -> dict[str, Tensor]:
 def collate_wrong(processor: Any, samples: list[Any]) -> dict[str, Tensor]:
     """The same with labels as they are often made: all ids but those of padding."""
     batch = encoded(processor, [sample["messages"] for sample in samples])
-    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)}
+    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE)}
 
 
 def make() -> Pipeline:

@@ -61,6 +61,15 @@ def test_list_tells_what_each_is(capsys: pytest.CaptureFixture[str], kind: str) 
     assert all(" " in line.strip() for line in lines), lines
 
 
+def test_families_say_who_audits_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """And why not: of the families that place features at least forty are audited."""
+    assert cli.run(["list", "families"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    audited = {name: line.partition("UNKNOWN")[0].split() for name, line in rows.items()}
+    assert sum("masked_scatter" in told or "masked_scatter," in told for told in audited.values()) >= 40
+    assert "masked_scatter: UNKNOWN, scatters bytes into patches" in rows["blt"]
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -9,9 +9,9 @@ import pytest
 import torch
 from fault_checks import WITHOUT_TENSORS, check_convicts, check_laws_have_faults
 
-from assay.audits import registry
+from assay.audits import registry, sweep
 from assay.audits.choose import Request, plan
-from assay.audits.components.masked_scatter import deepstack, model, model_faults, sweep
+from assay.audits.components.masked_scatter import deepstack, model, model_faults
 from assay.audits.families import scattering
 from assay.audits.families.scatter_run import ScatterCall, ScatterModel
 from assay.audits.run import Options, audit
@@ -66,7 +66,7 @@ def test_any_family_can_be_asked_for_by_name() -> None:
 
 
 def _broken(name: str) -> set[str]:
-    report = sweep.judged(name)
+    report = sweep.judged(model.NAME, name)
     return {item.rule.rpartition(".")[2] for item in report.findings if item.verdict != Verdict.PASS}
 
 
@@ -88,10 +88,10 @@ def test_what_transformers_gets_right_and_wrong(name: str, more: set[str]) -> No
 
 
 def test_a_sweep_is_a_table() -> None:
-    lines = list(sweep.table(["llava", "blt"]))
+    lines = list(sweep.table(model.NAME, ["llava", "blt"]))
     assert lines[2] == "| llava | numbers, straddles, unfilled |"
     assert lines[3].startswith("| blt | UNKNOWN: blt: scatters bytes")
-    assert lines[-1] == "1 judged, 1 unknown. Broken: unfilled 1, straddles 1, numbers 1."
+    assert lines[-1] == "1 judged, 1 unknown. Broken: numbers 1, straddles 1, unfilled 1."
 
 
 def test_the_method_that_adds_deepstack_features_takes_one_for_all() -> None:

@@ -54,10 +54,11 @@ def table(operation: str, names: Iterable[str]) -> Iterator[str]:
 
 def page(operation: str) -> str:
     """The table of all families with what it is of."""
+    release = importlib.metadata.version("transformers")
     head = (
         f"# {operation} in every family",
         f"<!-- Written by `python -m assay.audits.sweep {operation}`. -->",
-        f"Of transformers {importlib.metadata.version('transformers')}: `assay audit {operation} --family NAME` for each.",
+        f"Of transformers {release}: `assay audit {operation} --family NAME` for each.",
     )
     return "\n\n".join((*head, "\n".join(table(operation, families(operation))))) + "\n"
 

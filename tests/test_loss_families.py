@@ -108,6 +108,12 @@ def test_what_transformers_gets_right_and_wrong() -> None:
     assert {"items loss", "items gradients", "micro gradients", "empty loss"} <= _findings("bart")
 
 
+def test_a_family_that_counts_positions_by_the_padding_is_not_accused() -> None:
+    """RoBERTa's start after its padding token, wherever that stands."""
+    LossModel(loaded("camembert"))
+    assert _findings("camembert") == {"empty loss"}
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "qwen3_vl"])
 def test_the_patched_model_is_right(name: str) -> None:
     LossModel(loaded(name))

@@ -140,7 +140,7 @@ def batch(
     keys: Sequence[int] = (),
     dtype: torch.dtype | None = None,  # noqa: ARG001 - of the families with a processor, whose features have one
 ) -> dict[str, Any]:
-    """Ids and mask of ``samples`` of text; with padding on the left also positions, for models that take them.
+    """Ids and mask of ``samples`` of text; with padding on the left also positions, for models that count so.
 
     What a sample holds depends on the seed and its key alone. Raises ``ValueError`` for anything but text.
     """
@@ -148,16 +148,34 @@ def batch(
 
     rows = [_ids(parse(sample), seed, key) for key, sample in zip(keys or range(len(samples)), samples, strict=True)]
     length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), VOCABULARY - 1)
+    ids = torch.full((len(rows), length), _pad(model))
     mask = torch.zeros_like(ids)
     for place, row in enumerate(rows):
         own = slice(length - len(row), None) if padding == "left" else slice(0, len(row))
         ids[place, own], mask[place, own] = row, 1
     made = {"input_ids": ids, "attention_mask": mask}
     taken = inspect.signature(model.forward).parameters
-    if padding == "left" and "position_ids" in taken:
+    if padding == "left" and "position_ids" in taken and _counts_from_zero(model):
         made["position_ids"] = positions(mask)
     return {name: value.to(model.device) for name, value in made.items() if name in taken}
+
+
+def _pad(model: Any) -> int:
+    """The family's own padding token: some count positions by it."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    own = getattr(config, "pad_token_id", None)
+    fits = isinstance(own, int) and ORDINARY <= own < model.get_input_embeddings().num_embeddings
+    return own if isinstance(own, int) and fits else VOCABULARY - 1
+
+
+def _counts_from_zero(model: Any) -> bool:
+    """Whether 0, 1, 2, ... are the positions that the model takes by itself: those of RoBERTa start after padding's."""
+    import torch
+
+    ids = torch.arange(1, 6, device=model.device)[None]
+    with torch.no_grad():
+        own, told = model(ids).logits, model(ids, position_ids=torch.arange(5, device=model.device)[None]).logits
+    return torch.equal(own, told)
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:

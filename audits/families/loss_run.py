@@ -97,7 +97,11 @@ class LossModel:
         made = self._family.batch(model, call.samples, padding=call.padding, seed=call.seed, keys=call.keys)
         batch = {name: value for name, value in made.items() if value is not None}
         batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
-        return widened(batch, call) if call.extra else batch
+        return widened(batch, call, by_id=self._counts_by_id(batch, call)) if call.extra else batch
+
+    def _counts_by_id(self, batch: Mapping[str, Any], call: LossCall) -> bool:
+        """Whether a model of text has nothing but ids to count positions by, as RoBERTa does."""
+        return call.padding == "left" and not self._family.rule and "position_ids" not in batch
 
 
 def named(model: Any) -> list[tuple[str, Any]]:
@@ -130,10 +134,15 @@ def trained(batch: Mapping[str, Tensor], call: LossCall, special: list[int]) -> 
     return ids.masked_fill(~kept, IGNORED)
 
 
-def widened(batch: Mapping[str, Any], call: LossCall) -> dict[str, Any]:
-    """The batch with ``extra`` columns of padding on its side, which hold the ids of ordinary words."""
-    ids = batch["input_ids"]
+def widened(batch: Mapping[str, Any], call: LossCall, *, by_id: bool = False) -> dict[str, Any]:
+    """The batch with ``extra`` columns of padding on its side, which hold the ids of ordinary words.
+
+    ``by_id``: that of the batch's own padding, for models that know it by nothing else.
+    """
+    ids, real = batch["input_ids"], batch["attention_mask"].bool()
     pads = torch.tensor(PADS, device=ids.device)[torch.arange(len(ids) * call.extra, device=ids.device) % len(PADS)]
+    if by_id and not bool(real.all()):
+        pads = ids[~real][:1].expand_as(pads)
     grown = dict(batch)
     for name, value in batch.items():
         if isinstance(value, Tensor) and value.shape == ids.shape:

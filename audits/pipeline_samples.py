@@ -80,8 +80,9 @@ def _in_place(talk: Messages, place: int, render: Render) -> Iterator[str]:
     marked = [*talk[:place], {"role": talk[place]["role"], "content": content}, *talk[place + 1 :]]
     whole = _attempt(render, talk)
     before, found, after = _attempt(render, marked).partition(_MARK)
-    if found and len(before) + len(after) < len(whole) and whole.startswith(before) and whole.endswith(after):
-        yield whole[len(before) : len(whole) - len(after)]
+    for rest in (after, after.lstrip()) if found else ():  # a template may write a blank before the end of a turn
+        if len(before) + len(rest) < len(whole) and whole.startswith(before) and whole.endswith(rest):
+            yield whole[len(before) : len(whole) - len(rest)]
 
 
 def _attempt(render: Render, talk: Messages, *, prompt: bool = False) -> str:

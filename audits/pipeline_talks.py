@@ -13,7 +13,7 @@ Render = Callable[..., str]
 Tokens = Callable[[str], list[int]]
 Decode = Callable[[list[int]], str]
 _MARKS = re.compile(r"<[^<>\s]{1,40}>|\[IMG\]")
-"""What stands for something else in a text: marks of images, of boxes, of thoughts. A collator may put in what it is."""
+"""What stands for something else in a text: marks of images, of boxes, of thoughts. A collator may replace them."""
 _PICTURED = ("image", "image_url")
 
 

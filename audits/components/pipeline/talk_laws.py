@@ -23,8 +23,8 @@ def messages(trial: Trial) -> Iterator[Evidence]:
 
     Why: an answer is right for its question only. Labels, lengths and scores look the same on a row whose system
     prompt, question or earlier turn was lost, or is that of another sample. What the chat template itself leaves out is
-    not asked for, nor what may be lost because a row is cut: whole turns with which it would be longer than all other rows,
-    and any text of the longest row, and of that with the longest prompt.
+    not asked for, nor what may be lost because a row is cut: whole turns with which it would be longer than all other
+    rows, and any text of the longest row, and of that with the longest prompt.
 
     Example: an index that is one off between a file of questions and a file of answers.
     """

@@ -125,8 +125,8 @@ def inverted(sample: Any, number: int) -> Any:
 
     None where it has no such image in 8 bits, or another that is the same.
     """
-    held = [item if hasattr(item, "getexif") and item.mode in {"L", "RGB"} else None for item in _held(sample)]
-    if number > len(held) or None in held:
+    held = _held(sample)
+    if number > len(held) or not all(hasattr(item, "getexif") and item.mode in {"L", "RGB"} for item in held):
         return None
     wanted = held[number - 1]
     same = [item for item in held if _alike(item, wanted)]

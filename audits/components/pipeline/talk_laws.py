@@ -80,14 +80,15 @@ def _cut(single: View, told: Told, row: str, sizes: tuple[int, int], longest: tu
         return any(size == most for size, most in zip(sizes, longest, strict=True))
     if any(message["pictures"] for message in dropped) and _fewer(single, told):
         return True  # nobody knows what they would take
-    return sizes[0] + sum(message["tokens"] for message in dropped) > longest[0]
+    more: int = sum(message["tokens"] for message in dropped)
+    return sizes[0] + more > longest[0]
 
 
 def _turns(told: Told, row: str) -> Told | None:
     """The turns, from a question on, without which all others are in the row; None where there are no such."""
     first = next((place for place, message in enumerate(told) if message["role"] == "user"), 0)
     starts = [place for place, message in enumerate(told) if message["role"] == "user" and place > first]
-    windows = [(told[first:place], [*told[:first], *told[place:]]) for place in starts]
+    windows: list[tuple[Told, Told]] = [(told[first:place], [*told[:first], *told[place:]]) for place in starts]
     windows += [(told[place:], told[:place]) for place in reversed(starts)]
     for dropped, kept in windows:
         texts = [said for message in kept for said in message["texts"]]
@@ -103,7 +104,8 @@ def _begun(talk: Talk, row: str) -> bool:
 
 def _fewer(single: View, told: Told) -> bool:
     """Whether the row has fewer pictures than the messages."""
-    wanted, grids = sum(message["pictures"] for message in told), single.get(GRIDS["image"])
+    wanted: int = sum(message["pictures"] for message in told)
+    grids = single.get(GRIDS["image"])
     if grids is not None:
         return len(grids.reshape(-1, 3)) < wanted
     return bool(wanted) and not bool((single.types == IMAGE).any())

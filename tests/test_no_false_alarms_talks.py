@@ -18,7 +18,7 @@ from assay.audits.pipelines import Pipeline, checked
 from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Verdict
 
-LAWS = ("messages", "answers", "kept", "alone", "placement", "pictures")
+LAWS = ("hidden", "messages", "answers", "kept", "alone", "placement", "pictures")
 HEAD, END = "<|im_start|>assistant\n", "<|im_end|>"
 WORDS = ("the", "red", "cup", "on", "table", "is", "left", "of", "a", "tree", "where", "birds", "sing", "umbrella")
 Talk = list[dict[str, Any]]

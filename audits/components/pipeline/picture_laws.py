@@ -66,5 +66,5 @@ def _negatives(trial: Trial, sample: int, single: View) -> Iterator[tuple[int, T
 
 def _place(single: View, number: int) -> tuple[int, int]:
     """The patches of a picture by its number, from 1 on."""
-    ends = single.tensors[GRIDS["image"]].prod(-1).cumsum(0).tolist()
+    ends = single.tensors[GRIDS["image"]].long().prod(-1).cumsum(0).tolist()
     return (ends[number - 2] if number > 1 else 0), ends[number - 1]

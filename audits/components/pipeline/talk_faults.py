@@ -1,4 +1,4 @@
-"""Pipelines that train on other conversations than those of their samples."""
+"""Pipelines that train on other conversations than those of their samples, or hide them."""
 
 from __future__ import annotations
 
@@ -160,3 +160,20 @@ def first_picture_for_all() -> Pipeline:
     Effect: comparisons are trained on one picture, seen twice.
     """
     return pipeline(_Changed(_first_for_all))
+
+
+class _Hiding(Collator):
+    """Right, but for a mask that is made of the labels."""
+
+    def one(self, messages: Messages) -> dict[str, Any]:
+        made = super().one(messages)
+        return {**made, "attention_mask": (made["labels"] >= 0).long()}
+
+
+@faulty("hidden", "positions")
+def prompts_hidden() -> Pipeline:
+    """What is not trained is taken for padding, and masked.
+
+    Effect: the model is trained to answer without the question and the image.
+    """
+    return pipeline(_Hiding(FAMILY))

@@ -16,7 +16,8 @@ from torch import Tensor
 from assay.audits.patch_runs import as_bytes
 from assay.audits.pipeline_facts import Facts, facts
 from assay.audits.pipeline_model import accepted, forward, refused, used_positions
-from assay.audits.pipeline_samples import answers, digest, pictures
+from assay.audits.pipeline_samples import answers, digest, inverted, pictures
+from assay.audits.pipeline_talks import plain, told
 from assay.audits.pipelines import Pipeline, collated, padded_on, seeded
 from assay.audits.terms import Inexpressible, Outputs
 from assay.audits.usage import BadUsage
@@ -35,7 +36,8 @@ class BatchCall:
     ``first`` asks for that many from the start instead. ``side`` is where the tokenizer shall pad (empty: as it is).
     ``positions`` asks the model for the positions that it uses, which is cheap, ``run`` for all that it gives, with
     ``items`` as ``num_items_in_batch`` (0: without) and with ``gradients``. ``texts`` asks for what each token decodes
-    to. ``dtype`` is that of the model: float64, or float32.
+    to. ``dtype`` is that of the model: float64, or float32. ``negative`` is the number, from 1 on, of a picture of the
+    first sample that its negative is put in the place of.
     """
 
     samples: tuple[int, ...] = ()
@@ -46,6 +48,7 @@ class BatchCall:
     items: int = 0
     gradients: bool = False
     texts: bool = False
+    negative: int = 0
     dtype: str = "float64"
     device: str = "cpu"
 
@@ -58,6 +61,7 @@ class Runner:
         self._pipeline = pipeline
         self._facts: Facts = facts(pipeline)
         self.sites: dict[str, int] = {}
+        self._read: dict[str, dict[str, Any]] = {}
         try:
             self._batch((0,), "")
         except BadUsage:
@@ -71,7 +75,7 @@ class Runner:
         Inexpressible where the dataset has no such sample, or no tokenizer says where padding goes.
         """
         chosen = self._chosen(call)
-        batch, record = self._batch(chosen, call.side)
+        batch, record = self._batch(chosen, call.side, call.negative)
         record |= self._told(batch, call)
         out = {f"batch.{name}": tensor for name, value in batch.items() if (tensor := _tensor(value)) is not None}
         if call.run or call.positions:
@@ -92,11 +96,13 @@ class Runner:
         with seeded(index):
             return self._pipeline.dataset[index]
 
-    def _batch(self, chosen: tuple[int, ...], side: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _batch(self, chosen: tuple[int, ...], side: str, negative: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
         """The batch, and what the samples say of themselves."""
         samples = [self._sample(index) for index in chosen]
-        wants = [answers(sample, self._render) for sample in samples]
         before = [digest(sample) for sample in samples]
+        if negative:
+            samples = [_negative(samples[0], negative), *samples[1:]]
+        said = [self._said(sample, key) for sample, key in zip(samples, before, strict=True)]
         with padded_on(self._pipeline, side) as sided, seeded(SEED):
             if side and not sided:
                 raise Inexpressible("no tokenizer of the pipeline has a padding_side")
@@ -107,10 +113,29 @@ class Runner:
         return batch, {
             "pictures": seen,
             "samples": list(chosen),
-            "wants": wants,
+            "wants": [one["wants"] for one in said],
+            "talks": [one["talk"] for one in said],
             "changed": changed,
             "reseeded": reseeded,
         }
+
+    def _said(self, sample: Any, key: str) -> dict[str, Any]:
+        """What a sample says it is, which is read once."""
+        if key not in self._read:
+            self._read[key] = {"wants": answers(sample, self._render), "talk": self._talk(sample)}
+        return self._read[key]
+
+    def _talk(self, sample: Any) -> dict[str, Any] | None:
+        if self._pipeline.tokenizer is None:
+            return None
+        try:
+            found = told(sample, self._render, self._tokens, self._decode)
+        except Exception:  # noqa: BLE001 - a foreign tokenizer may refuse a text by itself
+            return None
+        return None if found is None else dataclasses.asdict(found)
+
+    def _tokens(self, said: str) -> list[int]:
+        return list(map(int, self._pipeline.tokenizer(said, add_special_tokens=False)["input_ids"]))
 
     def _render(self, talk: list[dict[str, Any]], *, prompt: bool) -> str:
         """A conversation by the chat template, with the head of the next answer if it is a prompt."""
@@ -127,6 +152,7 @@ class Runner:
             "facts": dataclasses.asdict(self._facts),
             "refused": refused(model, batch) if model is not None else [],
             "decoded": self._decoded(batch),
+            "plain": self._plain(batch["input_ids"]),
         }
         if call.texts:
             told["texts"] = self._texts(batch["input_ids"])
@@ -143,6 +169,12 @@ class Runner:
     def _decode(self, ids: list[int]) -> str:
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         return str(self._pipeline.tokenizer.decode(ids, **options))
+
+    def _plain(self, ids: Tensor) -> list[str]:
+        """Each row as text without blanks; ids that are none are left out."""
+        if self._pipeline.tokenizer is None:
+            return []
+        return [plain(self._decode([token for token in row if token >= 0])) for row in _rows(ids)]
 
     def _texts(self, ids: Tensor) -> list[list[str]]:
         if self._pipeline.tokenizer is None:
@@ -165,6 +197,13 @@ class Runner:
             raise Inexpressible(f"the model cannot be brought to {call.dtype}: {error}") from error
         with seeded(SEED):
             return forward(model, batch, items=call.items, gradients=call.gradients)
+
+
+def _negative(sample: Any, number: int) -> Any:
+    found = inverted(sample, number)
+    if found is None:
+        raise Inexpressible("the sample has no such picture, or one that is the same")
+    return found
 
 
 def _tensor(value: Any) -> Tensor | None:

@@ -56,17 +56,40 @@ def answers(sample: Any, render: Render | None = None) -> list[list[str]] | None
 
 def _forms(talk: Messages, place: int, render: Render | None) -> list[str]:
     said = text(talk[place]["content"])
-    if render is None or not said.strip():
+    if render is None:
         return [said]
+    return list(dict.fromkeys([said, *_with_head(talk, place, said, render), *_in_place(talk, place, render)]))
+
+
+def _with_head(talk: Messages, place: int, said: str, render: Render) -> Iterator[str]:
+    """With what the template writes between the head of an answer that is the last and its text."""
+    before, whole = (_attempt(render, talk[:place], prompt=True), _attempt(render, talk[: place + 1]))
+    if said.strip() and before and whole.startswith(before):
+        head, found, _ = whole.removeprefix(before).partition(said.strip())
+        yield from [f"{head}{said}"] if found else []
+
+
+_MARK = "assaymark"
+
+
+def _in_place(talk: Messages, place: int, render: Render) -> Iterator[str]:
+    """What the template writes of an answer among the others: with its calls of tools, without its thoughts."""
+    content: Any = _MARK
+    if not isinstance(talk[place]["content"], str) and talk[place]["content"] is not None:
+        content = [{"type": "text", "text": _MARK}]
+    marked = [*talk[:place], {"role": talk[place]["role"], "content": content}, *talk[place + 1 :]]
+    whole = _attempt(render, talk)
+    before, found, after = _attempt(render, marked).partition(_MARK)
+    for rest in (after, after.lstrip()) if found else ():  # a template may write a blank before the end of a turn
+        if len(before) + len(rest) < len(whole) and whole.startswith(before) and whole.endswith(rest):
+            yield whole[len(before) : len(whole) - len(rest)]
+
+
+def _attempt(render: Render, talk: Messages, *, prompt: bool = False) -> str:
     try:
-        before, whole = render(talk[:place], prompt=True), render(talk[: place + 1], prompt=False)
+        return render(talk, prompt=prompt)
     except Exception:  # noqa: BLE001 - a foreign template may refuse a part of a conversation
-        return [said]
-    if not before or not whole.startswith(before):
-        return [said]
-    written = whole.removeprefix(before)
-    head, found, _ = written.partition(said.strip())
-    return list(dict.fromkeys([said, f"{head}{said}"])) if found else [said]
+        return ""
 
 
 def text(content: Any) -> str:
@@ -80,6 +103,12 @@ def text(content: Any) -> str:
 
 def pictures(sample: Any) -> list[list[int]]:
     """Width and height of each image of a sample in reading order, turned as its camera says; none where unknown."""
+    sizes = [_size(item) for item in _held(sample)]
+    return [size for size in sizes if size] if all(sizes) else []
+
+
+def _held(sample: Any) -> list[Any]:
+    """What a sample has as images, in reading order."""
     if not isinstance(sample, Mapping):
         return []
     talk = messages(sample) or []
@@ -88,8 +117,32 @@ def pictures(sample: Any) -> list[list[int]]:
     if not found or any(not hasattr(item, "getexif") for item in found):
         held = sample.get("images", sample.get("image"))
         found = list(held) if isinstance(held, (list, tuple)) else [held]
-    sizes = [_size(item) for item in found]
-    return [size for size in sizes if size] if all(sizes) else []
+    return found
+
+
+def inverted(sample: Any, number: int) -> Any:
+    """A sample whose image of a number, from 1 on, is its negative, wherever the sample holds it.
+
+    None where it has no such image in 8 bits, or another that is the same.
+    """
+    held = _held(sample)
+    if number > len(held) or not all(hasattr(item, "getexif") and item.mode in {"L", "RGB"} for item in held):
+        return None
+    wanted = held[number - 1]
+    same = [item for item in held if _alike(item, wanted)]
+    return None if len(same) > 1 else _replaced(sample, wanted, wanted.point(lambda value: 255 - value))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return one is other or (one.size == other.size and one.mode == other.mode and one.tobytes() == other.tobytes())
+
+
+def _replaced(value: Any, old: Any, new: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, old, new) for key, item in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(_replaced(item, old, new) for item in value)
+    return new if hasattr(value, "getexif") and _alike(value, old) else value
 
 
 SIDEWAYS = (5, 6, 7, 8)

@@ -127,6 +127,16 @@ def mask_by_the_pads_id(inputs: Inputs) -> Outputs:
 
 
 @fault(NAME, "shaped")
+def labels_as_numbers_of_a_model(inputs: Inputs) -> Outputs:
+    """All that a batch holds is brought to the model's dtype.
+
+    Effect: a crash at the first loss; ids beyond the precision of the dtype are others before that.
+    """
+    found = reference(inputs)
+    return {**found, "labels": found["labels"].float()}
+
+
+@fault(NAME, "shaped")
 def ids_padded_to_a_multiple(inputs: Inputs) -> Outputs:
     """Ids are padded to a multiple of eight, labels to the longest.
 

@@ -22,7 +22,7 @@ PER_TOKEN = ("labels", "attention_mask", "token_types")
 
 
 def shaped(trial: Trial) -> Iterator[Evidence]:
-    """All rows of a batch have one length, that of the longest sample or more, and there is one for each sample.
+    """All rows of a batch have one length, that of the longest sample or more, one for each sample; labels are int64.
 
     Why: a row of labels that is shorter than its ids is broadcast or cut by whatever comes next.
 
@@ -39,6 +39,11 @@ def shaped(trial: Trial) -> Iterator[Evidence]:
                 limit=f"{len(inputs.examples)} rows of one length, at least {max(inputs.lengths)}",
                 message="missing or misshapen",
             )  # fmt: skip
+    if "labels" in values and values["labels"].dtype != torch.int64:
+        yield Evidence(
+            where="labels", measured=str(values["labels"].dtype), limit="torch.int64",
+            message="no cross entropy takes labels of this type",
+        )  # fmt: skip
 
 
 def _places(inputs: Inputs, outputs: Outputs) -> list[slice]:

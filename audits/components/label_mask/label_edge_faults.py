@@ -53,6 +53,36 @@ def first_text_of_a_turn_alone(inputs: Inputs) -> Outputs:
     return each(inputs, wrong)
 
 
+@fault(NAME, "spelled")
+def a_turn_said_twice_is_said_once(inputs: Inputs) -> Outputs:
+    """Messages that are as the one before them are taken for duplicates and dropped.
+
+    Effect: an answer that was given twice is trained once, after a conversation that nobody had.
+    """
+
+    def wrong(draft: Draft) -> tuple[list[int], Labels]:
+        turns = draft.inputs.conversations[0]
+        kept = tuple(turn for place, turn in enumerate(turns) if place == 0 or turn != turns[place - 1])
+        other = Draft(dataclasses.replace(draft.inputs, conversations=(kept,)))
+        return other.ids, other.labels
+
+    return each(inputs, wrong)
+
+
+@fault(NAME, "answers")
+def answers_far_from_the_end_left_out(inputs: Inputs) -> Outputs:
+    """Labels are written for as many of the last tokens as a window is wide.
+
+    Effect: the first answers of a long conversation are never trained.
+    """
+
+    def wrong(draft: Draft) -> Labels:
+        far = len(draft.labels) - 1024
+        return [IGNORE if place < far else label for place, label in enumerate(draft.labels)]
+
+    return each(inputs, wrong)
+
+
 @fault(NAME, "pictures")
 def mask_kept_by_text(inputs: Inputs) -> Outputs:
     """The mask is kept from call to call, by the text alone.

@@ -147,6 +147,8 @@ CASES = {
     "tool": Case(samples=("s u a t a u a", "u a t t a"), seed=11, template="generation"),
     "greets": Case(samples=("a u a", "u a"), seed=12),
     "in-a-row": Case(samples=("u a a u u a",), seed=13),
+    "twice-in-a-row": Case(samples=("s s u a a.same u a s u a",), seed=39),
+    "long-text": Case(samples=("u a.long" + " u a.long" * 9,), seed=40),  # more than lengths are often cut to
     "images": Case(samples=("u.i4x6.i2x8 a u.i8x4 a", "u.i2x2 a.wide"), seed=14, parts=True),
     "wide": Case(samples=("u.wide a.wide u a", "s.wide u a.wide"), seed=15),
     "greedy": Case(samples=("s u a u.echo a", "u a.space u a"), seed=16, vocabulary="greedy"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from assay.audits.components.pipeline import label_faults, pack_faults, row_faults
+from assay.audits.components.pipeline import label_faults, pack_faults, row_faults, talk_faults
 from assay.audits.fault import gathered
 
-FAULTS = (*gathered(vars(label_faults)), *gathered(vars(pack_faults)), *gathered(vars(row_faults)))
+FAULTS = tuple(
+    entry for module in (label_faults, pack_faults, row_faults, talk_faults) for entry in gathered(vars(module))
+)

@@ -18,6 +18,7 @@ from assay.audits.components.pipeline.views import (
     view,
 )
 from assay.audits.laws.trial import Trial
+from assay.audits.pipeline_talks import matched, plain
 from assay.audits.terms import Evidence, Inexpressible
 
 
@@ -59,7 +60,8 @@ def answers(trial: Trial) -> Iterator[Evidence]:
 
     Why: counts of labels look right while they lie on other characters. Without the end of turn a model never stops;
     with what follows it, or with a part of the question, it learns to write the user's lines. The last turn alone is
-    a choice that is allowed; text that a template trims may lack its outer blanks.
+    a choice that is allowed; text that a template trims may lack its outer blanks. Answers that are not in the row are
+    no matter of labels: see the law messages.
 
     Example: the length of the prompt taken from its text alone, without the tokens that an image becomes.
     """
@@ -72,38 +74,64 @@ def answers(trial: Trial) -> Iterator[Evidence]:
         raise Inexpressible("the samples have no messages: nothing says what the assistant's texts are")
     for piece in pieces(trial, found):
         if wanted[piece.sample]:
-            yield from _spoken(found, piece, wanted[piece.sample])
+            row = "".join(view(trial, samples=(piece.sample,), first=0).record["plain"])
+            yield from _spoken(found, piece, wanted[piece.sample], row)
 
 
-def _spoken(found: View, piece: Piece, wanted: list[list[str]]) -> Iterator[Evidence]:
+def _spoken(found: View, piece: Piece, wanted: list[list[str]], row: str) -> Iterator[Evidence]:
     decoded = [run for run in found.record["decoded"][piece.row] if piece.start <= run[0] < piece.stop]
-    for texts in (wanted, wanted[-1:]):
+    if not decoded:
+        return  # the law kept says that nothing is trained on
+    several = [wanted, wanted[-1:]]
+    if _written(found, wanted, row) <= len(decoded) < len(wanted):
+        several += [wanted[start : start + len(decoded)] for start in range(len(wanted) - len(decoded) + 1)]
+    shown = wanted, decoded
+    for texts in several:
         if len(texts) == len(decoded):
             off = [(run, text) for run, text in zip(decoded, texts, strict=True) if not _says(found, piece, run, text)]
             if not off:
                 return
-            wanted, decoded = [off[0][1]], [off[0][0]]
-            break
-    if not decoded:
-        return  # the law kept says that nothing is trained on
-    measured = " | ".join(run[2] for run in decoded)
-    limit = " | ".join(f"{text[0]}{found.facts['end'] or ' and its end of turn'}" for text in wanted)
+            shown = ([off[0][1]], [off[0][0]]) if shown[0] is wanted else shown
+    measured = " | ".join(run[2] for run in shown[1])
+    limit = " | ".join(f"{text[0]}{found.facts['end'] or ' and its end of turn'}" for text in shown[0])
     message = f"sample {piece.sample}: what is trained on is not the assistant's text and its end of turn"
     yield Evidence(
         where="labels", measured=_short(measured), limit=_short(limit), message=message,
-        index=(piece.row, decoded[0][0]),
+        index=(piece.row, shown[1][0][0]),
     )  # fmt: skip
 
 
+def _written(found: View, wanted: list[list[str]], row: str) -> int:
+    """How many of the answers stand in a row: others may have been cut off, as far as the law messages allows it.
+
+    The last form of each is that of the template's, among the other messages.
+    """
+    return len(matched(row, [plain(f"{forms[-1]}{found.facts['end']}") for forms in wanted]))
+
+
 def _says(found: View, piece: Piece, run: tuple[int, int, str], texts: list[str]) -> bool:
-    """Whether a run is one form of the text with the token that ends a turn; or was cut off where the sample ends."""
-    _, stop, decoded = run
+    """Whether a run is one form of the text with the token that ends a turn, but for what the ends of the row cut off.
+
+    A letter may be cut in two there, and the first token of a row have no label.
+    """
+    start, stop, decoded = run
     ends = found.facts["ends"]
     said = {*texts, *(text.strip() for text in texts)} if found.facts["trims"] else set(texts)
     end = ends.get(str(int(found.ids[piece.row, stop - 1])))
-    if end is None and (stop >= piece.stop or not ends):
-        return bool(decoded) and any(one.startswith(decoded) if ends else one == decoded for one in said)
-    return any(decoded == f"{one}{end}" for one in said)
+    open_ended = end is None and stop >= piece.stop and bool(ends)
+    if end is None and not open_ended and ends:
+        return False
+    whole = {f"{one}{end or ''}" for one in said}
+    if start <= piece.start + 1:
+        late = decoded.lstrip(_BROKEN)
+        return bool(late) and any((late.rstrip(_BROKEN) in one) if open_ended else one.endswith(late) for one in whole)
+    return bool(decoded) and (
+        any(one.startswith(decoded.rstrip(_BROKEN)) for one in said) if open_ended else decoded in whole
+    )
+
+
+_BROKEN = "\ufffd"
+"""What a part of a letter decodes to."""
 
 
 def _short(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from assay.audits.components.pipeline import batch_laws, label_laws, model_laws
+from assay.audits.components.pipeline import batch_laws, label_laws, mask_laws, model_laws, picture_laws, talk_laws
 from assay.audits.components.pipeline.operations import NAME
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Law
@@ -20,8 +20,11 @@ LAWS = (
     _law("features", batch_laws.features),
     _law("media", batch_laws.media),
     _law("orientation", batch_laws.orientation),
+    _law("pictures", picture_laws.pictures),
     _law("types", batch_laws.types),
+    _law("hidden", mask_laws.hidden),
     _law("boundaries", batch_laws.boundaries),
+    _law("messages", talk_laws.messages),
     _law("kept", label_laws.kept),
     _law("answers", label_laws.answers),
     _law("alone", label_laws.alone),

@@ -146,8 +146,10 @@ class ScatterModel:
         assert seen.merged is not None
         masks = {name: ids == token for name, token in self.ids.items()}
         upstream = _upstream(seen.merged)
+        inner = _inner_grads(seen, features)
         leaves = {"text": seen.text, **{f"feature:{name}": rows for name, rows in features.items()}}
         grads = torch.autograd.grad(seen.merged, list(leaves.values()), upstream, allow_unused=True)
+        changed = self._changed(ids)
         return {
             "input_ids": ids, "embeddings": seen.merged.detach(), "text": seen.text.detach(), "upstream": upstream,
             "adds": torch.tensor(self.name in scattering.ADDS),
@@ -157,7 +159,7 @@ class ScatterModel:
                 f"grad:{name}": torch.zeros_like(leaf) if grad is None else grad
                 for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
             },
-            **_deepstack(seen, ids),
+            **_deepstack(seen, ids), **inner, "table:changed": changed,
         }  # fmt: skip
 
     def _ids(self, call: ScatterCall) -> tuple[Tensor, dict[str, list[tuple[int, int, int]]]]:

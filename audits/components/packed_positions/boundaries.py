@@ -46,7 +46,7 @@ def _flash(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     if not isinstance(ends, (tuple, list)):
         return answer(ends, longest)
     own, keys = (answer(*pair) for pair in zip(ends, longest, strict=True))
-    return own | {f"keys:{name}": value for name, value in keys.items()}
+    return {**own, **{f"keys:{name}": value for name, value in keys.items()}}
 
 
 def _lengths(function: Callable[..., Any], inputs: Inputs) -> Outputs:

@@ -144,9 +144,7 @@ def _added(name: str, trial: Trial) -> Iterator[Evidence]:
     ):
         if bool(wrong.any()):
             index = tuple(int(i) for i in wrong.nonzero()[0])
-            yield Evidence(
-                where=name, measured=f"{float(scores[index]):g}", limit=limit, message=message, index=index
-            )
+            yield Evidence(where=name, measured=f"{float(scores[index]):g}", limit=limit, message=message, index=index)
 
 
 def _seen(trial: Trial) -> Tensor:

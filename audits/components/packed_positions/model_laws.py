@@ -14,7 +14,7 @@ from assay.audits.components.packed_positions.model import NAME, Case
 from assay.audits.families.packed_run import UNDIFFERENTIATED, PackedCall
 from assay.audits.laws.limits import difference, excess, floor, relative, worst
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Law, Operation, Outputs
+from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 
 OTHER = 1000
 """How far the key of a sample is moved for other content of the same size."""
@@ -86,6 +86,24 @@ def separate(trial: Trial) -> Iterator[Evidence]:
             return
 
 
+def recut(trial: Trial) -> Iterator[Evidence]:
+    """The next row, as long and with the same samples in another order, is cut where its own samples begin.
+
+    Why: rows of a packed run are all of one length. What is kept from row to row by shape, a mask of blocks that is
+    expensive to make or lengths on the device, is that of the first row for all that follow.
+
+    Example: a cache of masks with the number of tokens as its key.
+    """
+    call: PackedCall = trial.inputs
+    names = [name for name in trial.outcome.values if name.startswith("logits:")]
+    if list(_compared(trial, trial.outcome.values, _alone(trial), names)):
+        raise Inexpressible("the first row is not cut rightly either")
+    again = trial.varied(samples=call.samples[::-1], keys=call.keys[::-1], gradients=False)
+    turned = {f"logits:{len(call.keys) - 1 - number}": again[f"logits:{number}"] for number in range(len(call.keys))}
+    if broken := list(_compared(trial, turned, _alone(trial), names)):
+        yield from worst(_place(trial, "the next row"), broken)
+
+
 def _place(trial: Trial, what: str) -> str:
     """What differs, and how the model was told: what one way of telling breaks is not what another one breaks."""
     call: PackedCall = trial.inputs
@@ -149,4 +167,6 @@ def _differentiable(_operation: Operation, case: Case) -> str | None:
 
 _law = partial(Law.of, (NAME,))
 
-LAWS = (_law(unpacked), _law(isolated, _several), _law(separate, _differentiable))
+LAWS = (
+    _law(unpacked), _law(isolated, _several), _law(separate, _differentiable), _law(recut, _several),
+)  # fmt: skip

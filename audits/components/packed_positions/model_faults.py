@@ -283,7 +283,7 @@ def seeds_in_the_forward(call: PackedCall) -> Outputs:
     return clean(call)
 
 
-@fault(NAME, "separate", "isolated", "unpacked")
+@fault(NAME, "separate", "unpacked")
 def eight_samples_at_most(call: PackedCall) -> Outputs:
     """Boundaries go into a buffer of a fixed size, with room for eight samples.
 

@@ -302,3 +302,45 @@ def worst_fit(lengths: list[int], capacity: int) -> tuple[list[int], ...]:
         packs[place].append(i)
         heapq.heappush(rooms, (free + lengths[i], place))
     return tuple(packs)
+
+
+def steps_twice(position_ids: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[int, Tensor]]:
+    """A copy for the keys, and one of the longest lengths as a tensor."""
+    ends, longest = steps_by_zeros(position_ids)
+    return (ends, ends.clone()), (int(longest), longest)
+
+
+def unpadded_by_bincount(attention_mask: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Indices in int32, from a search; numbers made different from row to row."""
+    own = attention_mask + (attention_mask != 0) * torch.arange(len(attention_mask))[:, None] * 100_000
+    indices = torch.where(own.reshape(-1) > 0)[0].int()
+    sizes = own.reshape(-1)[indices].unique_consecutive(return_counts=True)[1]
+    return indices, F.pad(sizes.cumsum(0), (1, 0)).int(), int(sizes.max())
+
+
+def mask_by_products(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """One minus the mask, times a number that the dtype has; padding sees itself."""
+    numbers = attention_mask[:, None]
+    same = (numbers.mT == numbers) & (numbers != 0)
+    seen = same.tril() | torch.eye(numbers.shape[-1], dtype=torch.bool)
+    return ((1.0 - seen.float()) * (-1e4 if dtype == torch.float16 else -1e9)).to(dtype)[:, None]
+
+
+def padded_zigzag_of_a_rank(batch: dict[str, Tensor], cp_rank: int, cp_size: int) -> dict[str, Tensor]:
+    """Filled up to a multiple of twice the ranks, with a number of a sample of its own and positions from zero."""
+    more = -batch["input_ids"].shape[-1] % (2 * cp_size)
+    full = {name: F.pad(x, (0, more)) for name, x in batch.items()}
+    full["labels"] = F.pad(batch["labels"], (0, more), value=IGNORED)
+    full["segments"] = F.pad(batch["segments"], (0, more), value=int(batch["segments"].max()) + 1)
+    return zigzag_of_a_rank(full, cp_rank, cp_size)
+
+
+def sorted_chunks(lengths: list[int], capacity: int) -> list[list[int]]:
+    """A chunk of 512 at a time, the shortest first."""
+    starts = range(0, len(lengths), 512)
+    packs = []
+    for start in starts:
+        own = sorted(range(start, min(start + 512, len(lengths))), key=lambda i: lengths[i])
+        found = next_fit([lengths[i] for i in own], capacity)
+        packs += [[own[i] for i in pack] for pack in found if pack]
+    return packs

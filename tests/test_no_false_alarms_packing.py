@@ -51,6 +51,11 @@ REWRITES = [
     ("mask", "positions", "mask_of_positions", {}),
     ("shard", "rank", "zigzag_of_a_rank", {}),
     ("shard", "rank", "padded_pieces_of_a_rank", {}),
+    ("shard", "rank", "padded_zigzag_of_a_rank", {}),
+    ("boundaries", "hf-flash", "steps_twice", {}),
+    ("boundaries", "unpad", "unpadded_by_bincount", {}),
+    ("mask", "numbers", "mask_by_products", {}),
+    ("plan", "indices", "sorted_chunks", {}),
 ]
 
 

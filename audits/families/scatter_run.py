@@ -33,6 +33,8 @@ ARGUMENTS = {
 """The arguments that make a forward ask for features; what they hold goes to the replaced method alone."""
 TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id")
 FRAME = 4
+COPIED = 1_000_000
+"""Numbers of an embedding table that is compared as a whole, before and after a forward."""
 PAD = 1
 
 
@@ -45,6 +47,7 @@ class ScatterCall:
     modality), or ``none``: the forward is given no media. ``typed``: placeholders where words were, one more than there
     are features, or, with ``lost``, as many fewer in a later sample. ``changed``: keys whose samples hold other words
     and features. ``twin``: a word of the batch has the placeholder's embedding. ``padding`` is the side of the padding.
+    ``training``: the model is in training mode, without dropout.
     """
 
     samples: tuple[str, ...]
@@ -54,6 +57,7 @@ class ScatterCall:
     lost: bool = False
     changed: tuple[int, ...] = ()
     twin: bool = False
+    training: bool = False
     padding: str = "right"
     seed: int = 0
     dtype: str = "float32"
@@ -65,11 +69,15 @@ class _Reached(Exception):
 
 @dataclass
 class Seen:
-    """What a run came by: the embeddings of the ids, and what the text model was called with."""
+    """What a run came by: the embeddings of the ids, and what the text model was called with.
+
+    ``rewritten``: how many rows of the embedding table are others afterwards.
+    """
 
     text: Tensor | None = None
     merged: Tensor | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
+    rewritten: int = 0
 
 
 def implementation(target: Mapping[str, Any]) -> ScatterModel:
@@ -83,8 +91,17 @@ class ScatterModel:
     def __init__(self, name: str, breakage: Callable[[Any], None] = lambda _model: None, patch: str = "") -> None:
         """Build it, find out which media it takes and in which form; LookupError where it takes none."""
         self.name = name
-        self.model = scattering.patched(name, patch) if patch else scattering.build(name)
+        self._narrow: dict[str, ScatterModel] = {}
+        self._again = functools.partial(ScatterModel, name, breakage, patch)
+        self.whole: Any = None
+        if patch:
+            self.model, self.whole = scattering.patched(name, patch)
+        else:
+            self.model = scattering.build(name)
         breakage(self.model)
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # what training mode is to show is not what is drawn
         for part in scattering.PASSED_ON.get(name, ()):
             setattr(self.model, part, torch.nn.Identity())
         self.width = int(self.model.get_input_embeddings().weight.shape[-1])
@@ -137,6 +154,18 @@ class ScatterModel:
         ``input_ids`` [B,S]; ``mask:MODALITY`` where its placeholders are; ``grad:text`` and ``grad:feature:MODALITY``
         for ``upstream`` [B,S,H]; ``deepstack:LAYER`` [B,S,H], what that layer adds, zero elsewhere, where there is.
         """
+        if call.dtype != "float32":
+            return self._of_dtype(call)
+        return self.answer(call)
+
+    def _of_dtype(self, call: ScatterCall) -> Outputs:
+        """From a model of its own: rounding this one's weights would change what it answers afterwards."""
+        if call.dtype not in self._narrow:
+            self._narrow[call.dtype] = self._again()
+        return self._narrow[call.dtype].answer(call)
+
+    def answer(self, call: ScatterCall) -> Outputs:
+        """The answer of this very model, which is converted to the dtype of the call."""
         ids, media = self._ids(call)
         with torch.enable_grad():
             features = {name: self._features(name, media[name], call) for name in self.ids if name in media}
@@ -146,6 +175,7 @@ class ScatterModel:
         assert seen.merged is not None
         masks = {name: ids == token for name, token in self.ids.items()}
         upstream = _upstream(seen.merged)
+        inner = _inner_gradients(seen, features)
         leaves = {"text": seen.text, **{f"feature:{name}": rows for name, rows in features.items()}}
         grads = torch.autograd.grad(seen.merged, list(leaves.values()), upstream, allow_unused=True)
         return {
@@ -157,7 +187,7 @@ class ScatterModel:
                 f"grad:{name}": torch.zeros_like(leaf) if grad is None else grad
                 for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
             },
-            **_deepstack(seen, ids),
+            **_deepstack(seen, ids), **inner, "rewritten": torch.tensor(seen.rewritten),
         }  # fmt: skip
 
     def _ids(self, call: ScatterCall) -> tuple[Tensor, dict[str, list[tuple[int, int, int]]]]:
@@ -224,7 +254,9 @@ class ScatterModel:
 
     def _run(self, ids: Tensor, handed: Mapping[str, Any], call: ScatterCall) -> Seen:
         dtype = getattr(torch, call.dtype)
-        self.model.to(dtype)
+        self.model.to(dtype).train(call.training)
+        if self.whole is not None:
+            self.whole.train(call.training)  # a patch may ask the model that it was given
         pixels = {self._argument(name): torch.zeros(FRAME, 3, FRAME, FRAME, dtype=dtype) for name in handed}
         taken = inspect.signature(self.model.forward).parameters
         if "qformer_input_ids" in taken:
@@ -234,11 +266,20 @@ class ScatterModel:
         if "audio" in handed and self.name in scattering.MASKED:
             pixels["input_features_mask"] = torch.ones(FRAME, FRAME, dtype=torch.bool)
         with self._twins(ids, call), _watched(self.model, ids) as seen, _replaced(self.model, handed):
+            rows = self.table(ids)
             try:
                 self.model(input_ids=ids, attention_mask=(ids != PAD).long(), **pixels)
             except _Reached:
+                seen.rewritten = int((self.table(ids) != rows).any(-1).sum())
                 return seen
         raise LookupError("its forward ended without a call of a text model with inputs_embeds")
+
+    def table(self, ids: Tensor) -> Tensor:
+        """A copy of the embedding table; of a large one, of the rows of a batch's ids and of the placeholders."""
+        whole: Tensor = self.model.get_input_embeddings().weight.detach()
+        if whole.numel() <= COPIED:
+            return whole.clone()
+        return whole[torch.tensor(sorted({*ids.flatten().tolist(), *self.ids.values()}))]
 
     @contextlib.contextmanager
     def _twins(self, ids: Tensor, call: ScatterCall) -> Iterator[None]:
@@ -321,6 +362,26 @@ def _watched(model: Any, ids: Tensor) -> Iterator[Seen]:
 def _upstream(merged: Tensor) -> Tensor:
     draw = torch.Generator().manual_seed(7919)
     return (1.5 * torch.randn(merged.shape, generator=draw) + 0.25).to(merged.dtype)
+
+
+def _inner_gradients(seen: Seen, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``grad:deepstack:LAYER:MODALITY`` [N,H], for the rows of ``upstream`` at the places where that layer adds."""
+    given, mask = seen.given.get("deepstack_visual_embeds"), seen.given.get("visual_pos_masks")
+    if given is None or mask is None:
+        return {}
+    assert seen.merged is not None
+    upstream = _upstream(seen.merged)[mask[..., 0] if mask.ndim == 3 else mask]
+    visual = {name: rows for name, rows in features.items() if name != "audio"}
+    found = {}
+    for layer, rows in enumerate(given):
+        asked = rows.requires_grad and rows.shape == upstream.shape
+        grads = (
+            torch.autograd.grad(rows, list(visual.values()), upstream.to(rows), retain_graph=True, allow_unused=True)
+            if asked else [None] * len(visual)
+        )  # fmt: skip
+        for (name, leaf), grad in zip(visual.items(), grads, strict=True):
+            found[f"grad:deepstack:{layer}:{name}"] = torch.zeros_like(leaf) if grad is None else grad
+    return found
 
 
 def _deepstack(seen: Seen, ids: Tensor) -> dict[str, Tensor]:

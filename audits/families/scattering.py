@@ -156,18 +156,22 @@ def build(name: str, seed: int = 0) -> Any:
         raise LookupError(f"{name}: no tiny model of it can be made: {type(error).__name__}: {text}") from error
 
 
-def patched(name: str, patch: str) -> Any:
-    """The module of :func:`build` under a user's patch, which is given the model with its head where there is one."""
+def patched(name: str, patch: str) -> tuple[Any, Any]:
+    """The module of :func:`build` under a user's patch, and the model that the patch leaves, which it is part of.
+
+    The patch is given the model with its head where there is one.
+    """
     from assay.audits.patch_users import patched_model
 
     _, kind = site(name)
     whole = Family(
         name=name, model_type=name, modalities=(), build=partial(_with_head, name), batch=dict, sites=None, rule=""
     )
-    found = _inside(patched_model(patch, whole), kind)
+    model = patched_model(patch, whole)
+    found = _inside(model, kind)
     if found is None:
         raise LookupError(f"{name}: there is no {kind} in the model that the patch leaves")
-    return found
+    return found, model
 
 
 def _with_head(name: str, seed: int) -> Any:

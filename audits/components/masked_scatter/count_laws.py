@@ -79,10 +79,10 @@ def straddles(trial: Trial) -> Iterator[Evidence]:
 
 def _last_word_before_images(inputs: Inputs) -> tuple[str, tuple[int, int]]:
     """A modality, and a word in a sample after which the next medium of it has at least two features."""
-    words = (~inputs.masked()).nonzero().tolist()
+    words: dict[int, int] = dict((~inputs.masked()).nonzero().tolist())  # the last of each sample
     for name in inputs.flat():
         places, media = inputs.mask(name).nonzero(), inputs.media(name)
-        for row, column in reversed(words):
+        for row, column in reversed(words.items()):
             before = int((places[:, 0] <= row).sum())
             following = next((i for i in range(len(media)) if sum(media[:i]) == before), None)
             if following is not None and media[following] > 1:

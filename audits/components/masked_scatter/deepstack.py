@@ -73,7 +73,7 @@ def of_model(target: Mapping[str, Any]) -> Implementation:
     """The method of a family's text model that adds features, as it is: it needs nothing of its model."""
     name, patch = str(target["family"]), str(target.get("patch", ""))
     if patch:
-        model = scattering.patched(name, patch)
+        model, _whole = scattering.patched(name, patch)
         found = next((getattr(part, SITE) for part in model.modules() if hasattr(part, SITE)), None)
         if found is None:
             raise LookupError(f"{name}: the model that the patch leaves has no {SITE}")

@@ -46,6 +46,9 @@ CASES = {
     "adjacent": Case(samples=("i2x2 i2x2 t1", "t2 i2x2"), seed=2),
     "videos": Case(samples=("t1 v1x2x2 t2", "t3", "v1x2x2 t1 v1x2x2"), seed=3),
     "mixed": Case(samples=("t1 v1x2x2 t1 i2x2 t1", "i2x2 t1 v1x2x2", "t3 i2x2"), seed=4),
+    "crowd": Case(
+        samples=("i2x2 t1 i2x2 t1 i2x2 i2x2 t1 i2x2 t2", "t3", "t1 i2x2 i2x2", "i2x2 t1", "i2x2 t1 i2x2 i2x2"), seed=6
+    ),
     "sounds": Case(samples=("t2 a4 t1", "a4 t3", "t2"), seed=5),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,12 +43,13 @@ class Written(ScatterModel):
         with self._twins(ids, _call):
             text = self.model.get_input_embeddings()(ids)
             token = self.model.get_input_embeddings().weight[next(iter(self.ids.values()))].detach()
-        masks = {name: ids == place for name, place in self.ids.items()}
+        masks, before = {name: ids == place for name, place in self.ids.items()}, self.table(ids)
         media = {name: list(_rows(given)) for name, given in handed.items()}
         self.check(masks, media)
         self.token = token
         rows = {name: torch.cat(items) for name, items in media.items()}
         seen = Seen(text=text, merged=self.merge(text.clone(), masks, rows))
+        seen.rewritten = int((self.table(ids) != before).any(-1).sum())
         if handed:
             mask = torch.stack([masks[name] for name in masks]).any(0)
             inner = [
@@ -56,6 +58,14 @@ class Written(ScatterModel):
             ]
             seen.given = {"visual_pos_masks": mask, "deepstack_visual_embeds": [layer[mask] for layer in inner]}
         return seen
+
+    def _of_dtype(self, call: ScatterCall) -> Outputs:
+        kept = self.model
+        try:
+            self.model = copy.deepcopy(kept).to(getattr(torch, call.dtype))
+            return self.answer(call)
+        finally:
+            self.model = kept
 
 
 def _rows(given: Any) -> Any:
@@ -293,6 +303,62 @@ def seed_in_the_forward(call: ScatterCall) -> Outputs:
     """
     torch.manual_seed(0)
     return _with(call)
+
+
+@fault(NAME, "inner_reaches")
+def inner_features_detached(call: ScatterCall) -> Outputs:
+    """Features of inner layers are detached, so that layers that are computed again do not ask for them twice.
+
+    Effect: the tower is trained by its last layer alone.
+    """
+    return _with(call, layers=lambda x, masks, rows: merged(x, masks, {n: r.detach() for n, r in rows.items()}))
+
+
+@fault(NAME, "training")
+def detached_in_training(call: ScatterCall) -> Outputs:
+    """In training mode features are detached, since the tower is frozen; the projector before them is not.
+
+    Effect: every test in evaluation mode is right, and the projector never learns.
+    """
+
+    def merge(x: Tensor, masks: Masks, rows: Rows) -> Tensor:
+        return merged(x, masks, {n: r.detach() if call.training else r for n, r in rows.items()})
+
+    return _with(call, merge=merge)
+
+
+@fault(NAME, "narrow")
+def scaled_in_half(call: ScatterCall) -> Outputs:
+    """Features that are not float32 are brought to the size of the embeddings, as a guard against overflow.
+
+    Effect: the model that is trained in bfloat16 is another than the one that was tested.
+    """
+
+    def guarded(rows: Tensor) -> Tensor:
+        return rows if rows.dtype == torch.float32 else rows / rows.detach().abs().max().clamp(min=1)
+
+    return _with(call, merge=lambda x, masks, rows: merged(x, masks, {n: guarded(r) for n, r in rows.items()}))
+
+
+@fault(NAME, "rewrites")
+def written_into_the_table(call: ScatterCall) -> Outputs:
+    """The last feature of each modality is written into the placeholder's row of the table, for decoding.
+
+    Effect: the row is saved with the model, and whatever reads it next begins with some old image.
+    """
+    model = _model()
+    table = model.model.get_input_embeddings().weight.detach()
+    kept = table.clone()
+
+    def merge(x: Tensor, masks: Masks, rows: Rows) -> Tensor:
+        for name, own in rows.items():
+            table[model.ids[name]] = own[-1].detach().to(table)
+        return merged(x, masks, rows)
+
+    try:
+        return _with(call, merge=merge)
+    finally:
+        table.copy_(kept)
 
 
 FAULTS = gathered(globals())

@@ -115,4 +115,34 @@ def summed_in_bfloat16(inputs: Inputs) -> Outputs:
     return answer(ends, int(ends.diff().max()) if len(ends) > 1 else 0)
 
 
+@fault(NAME, "counted")
+def lengths_in_two_bytes(inputs: Inputs) -> Outputs:
+    """Cumulative lengths are kept in two bytes each on their way to the device.
+
+    Effect: right up to 32767 tokens; in longer rows, those with videos, ends are negative.
+    """
+    out = reference(inputs)
+    return {**out, "cu_seqlens": out["cu_seqlens"].to(torch.int16).int()}
+
+
+@fault(NAME, "keys")
+def keys_of_the_whole_row(inputs: Inputs) -> Outputs:
+    """Lengths of queries are those of the samples, lengths of keys those of the rows.
+
+    Effect: attention pairs samples of queries with rows of keys; what it does then depends on the kernel.
+    """
+    out, sizes = reference(inputs), (inputs.segments != 0).sum(1)
+    ends = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).int()
+    return {**out, "keys:cu_seqlens": ends, "keys:max_length": sizes.max() if len(sizes) else out["max_length"]}
+
+
+@fault(NAME, "indices")
+def indices_of_the_first_samples(inputs: Inputs) -> Outputs:
+    """Real tokens are looked for by the number 1, as in a mask of ones and zeros.
+
+    Effect: of each row the first sample alone reaches attention.
+    """
+    return {**reference(inputs), "indices": (inputs.segments == 1).flatten().nonzero().flatten()}
+
+
 FAULTS = gathered(globals())

@@ -9,8 +9,9 @@ import torch
 
 from assay.audits.components.packed_positions import rows
 from assay.audits.components.packed_positions.boundaries import NAME
+from assay.audits.laws.parity import exactly
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Law
+from assay.audits.terms import Evidence, Inexpressible, Law
 
 
 def counted(trial: Trial) -> Iterator[Evidence]:
@@ -77,6 +78,47 @@ def int32(trial: Trial) -> Iterator[Evidence]:
         yield Evidence(where="cu_seqlens", measured=str(found), limit="torch.int32", message="another dtype")
 
 
+def keys(trial: Trial) -> Iterator[Evidence]:
+    """Where lengths are given for queries and for keys, both are the same.
+
+    Why: attention takes two pairs, since queries and keys differ in number when tokens are generated. In training they
+    are one. With the keys of a whole row each sample sees all of it, or what stands at the row's start.
+
+    Example: lengths of keys that are kept from before the row was packed.
+    """
+    values = trial.outcome.values
+    names = [name for name in ("cu_seqlens", "max_length") if f"keys:{name}" in values]
+    if not names:
+        raise Inexpressible("the form has one pair of lengths")
+    for name in names:
+        got, want = values[f"keys:{name}"], values[name]
+        if got.tolist() != want.tolist() or got.dtype != want.dtype:
+            yield Evidence(
+                where=f"keys:{name}", measured=f"{got.tolist()} ({got.dtype})"[:120],
+                limit=f"{want.tolist()} ({want.dtype})"[:120], message="keys have other lengths than queries",
+            )  # fmt: skip
+
+
+def indices(trial: Trial) -> Iterator[Evidence]:
+    """The indices of what is no padding are those of all real tokens in the flattened batch, in order.
+
+    Why: by them tokens are taken out of the padded batch for attention, and put back after it. One that is off by a
+    row or left out is another token's hidden state, or zero.
+
+    Example: indices of the tokens whose number is 1, which are all where a mask has ones.
+    """
+    got = trial.outcome.values.get("indices")
+    if got is None:
+        raise Inexpressible("the form has no indices")
+    want = (trial.inputs.segments != 0).flatten().nonzero().flatten()
+    if got.shape != want.shape:
+        yield Evidence(
+            where="indices", measured=f"{list(got.shape)}", limit=f"{list(want.shape)}", message="not as many as tokens"
+        )
+    else:
+        yield from exactly("indices", got.long(), want, "not the real tokens in order")
+
+
 _law = partial(Law.of, (NAME,))
 
-LAWS = (_law(counted), _law(longest), _law(by_row, rows.several_rows), _law(int32))
+LAWS = (_law(counted), _law(longest), _law(by_row, rows.several_rows), _law(int32), _law(keys), _law(indices))

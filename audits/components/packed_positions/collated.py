@@ -202,8 +202,8 @@ def _trimmed(out: dict[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _beside(name: str) -> bool:
-    """Whether an output has rows that are no tokens."""
-    return name.startswith("carried:") and name.removeprefix("carried:") not in OF_TOKENS
+    """Whether an output has entries that are no tokens: boundaries may be as many by chance."""
+    return name == "cu_seqlens" or (name.startswith("carried:") and name.removeprefix("carried:") not in OF_TOKENS)
 
 
 def _carried(flat: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,10 @@ from assay.reference import packed_positions
 NAME = "packed_positions.mask"
 ADDED = torch.float32
 """The dtype of masks that are added to scores."""
+FURTHER = (torch.bfloat16, torch.float16)
+"""Other dtypes that those are asked for who make a mask for a dtype."""
+WIDEST = 500
+"""Tokens of the longest rows for which they are: what a dtype breaks, it breaks in short rows too."""
 
 
 def reference(inputs: Inputs) -> Outputs:
@@ -41,11 +45,19 @@ def read(mask: Tensor | None, inputs: Inputs) -> Outputs:
 
 def _assay(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     plain = read(function(inputs.segments), inputs)
-    return {**plain, "added": function(inputs.segments, ADDED)[:, 0]}
+    return {**plain, "added": function(inputs.segments, ADDED)[:, 0], **_further(function, inputs)}
 
 
 def _numbers(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    return read(function(inputs.segments, ADDED), inputs)
+    return {**read(function(inputs.segments, ADDED), inputs), **_further(function, inputs)}
+
+
+def _further(function: Callable[..., Any], inputs: Inputs) -> Outputs:
+    """What is added to scores of other dtypes, ``added:DTYPE``, for masks that are added at all."""
+    if inputs.segments.shape[1] > WIDEST:
+        return {}
+    made = {str(dtype).rpartition(".")[2]: read(function(inputs.segments, dtype), inputs) for dtype in FURTHER}
+    return {f"added:{dtype}": out["added"] for dtype, out in made.items() if "added" in out}
 
 
 def _lengths(function: Callable[..., Any], inputs: Inputs) -> Outputs:

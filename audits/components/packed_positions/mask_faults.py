@@ -160,4 +160,33 @@ def cut_like_the_targets(inputs: Inputs) -> Outputs:
     return {"seen": seen(inputs)[:, :-1, :-1]}
 
 
+@fault(NAME, "added")
+def lowest_of_float32(inputs: Inputs) -> Outputs:
+    """What closes is the lowest number of float32, converted to the dtype of the model afterwards.
+
+    Effect: in bfloat16 it is minus infinity; a row of padding that sees nothing is NaN, and all its gradients.
+    """
+    real = (inputs.segments != 0)[:, :, None]
+    scores = _added(seen(inputs) & real, torch.finfo(torch.float32).min)
+    return {**reference(inputs), "added": scores, "added:bfloat16": scores.bfloat16()}
+
+
+@fault(NAME, "added")
+def a_hundred_in_half(inputs: Inputs) -> Outputs:
+    """For half precision, minus a hundred is added where nothing is to be seen, so that nothing overflows.
+
+    Effect: as good as closed for ordinary scores; with an outlier in a query the neighbours are what it sees.
+    """
+    return {**reference(inputs), "added:float16": _added(seen(inputs), -100.0).half()}
+
+
+@fault(NAME, "dtypes")
+def always_float32(inputs: Inputs) -> Outputs:
+    """The mask is made in float32, whatever dtype is asked for.
+
+    Effect: attention refuses it or runs in float32; half the speed is lost.
+    """
+    return {**reference(inputs), "added:bfloat16": _added(seen(inputs), torch.finfo(torch.float32).min)}
+
+
 FAULTS = gathered(globals())

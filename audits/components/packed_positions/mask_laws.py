@@ -99,11 +99,40 @@ def added(trial: Trial) -> Iterator[Evidence]:
     Example: one minus the mask, added as it is.
     """
     values = trial.outcome.values
-    if "added" not in values:
+    names = [name for name in values if name.partition(":")[0] == "added"]
+    if not names:
         raise Inexpressible("the mask is not one that is added")
-    seen, scores = _seen(trial), values["added"]
+    for name in names:
+        yield from _added(name, trial)
+
+
+def dtypes(trial: Trial) -> Iterator[Evidence]:
+    """A mask that is made for a dtype has that dtype.
+
+    Why: attention refuses a mask of another dtype than its queries, or promotes all scores to it. Whoever converts it
+    then rounds the lowest number of float32 to minus infinity, which a row of padding turns into NaN.
+
+    Example: a mask that is made in float32, whatever was asked for.
+    """
+    asked = {name: x for name, x in trial.outcome.values.items() if name.startswith("added:")}
+    if not asked:
+        raise Inexpressible("the form cannot be told a dtype")
+    for name, x in asked.items():
+        want = name.partition(":")[2]
+        if str(x.dtype) != f"torch.{want}":
+            yield Evidence(where=name, measured=str(x.dtype), limit=f"torch.{want}", message="another dtype")
+
+
+def _added(name: str, trial: Trial) -> Iterator[Evidence]:
+    seen, scores = _seen(trial), trial.outcome.values[name]
+    if scores.shape != seen.shape:
+        yield Evidence(
+            where=name, measured=f"{list(scores.shape)}", limit=f"{list(seen.shape)}", message="another shape"
+        )
+        return
+    closed = torch.tensor(CLOSED, dtype=scores.dtype)  # as the dtype has it
     real = (trial.inputs.segments != 0)[:, :, None]
-    low = real & ~seen & ~(scores <= CLOSED)
+    low = real & ~seen & ~(scores <= closed)
     for wrong, limit, message in (
         (real & seen & (scores != 0), "0", "is added where the token is seen"),
         (low, f"at most {CLOSED:g}", "is added where the token is not seen"),
@@ -115,9 +144,7 @@ def added(trial: Trial) -> Iterator[Evidence]:
     ):
         if bool(wrong.any()):
             index = tuple(int(i) for i in wrong.nonzero()[0])
-            yield Evidence(
-                where="added", measured=f"{float(scores[index]):g}", limit=limit, message=message, index=index
-            )
+            yield Evidence(where=name, measured=f"{float(scores[index]):g}", limit=limit, message=message, index=index)
 
 
 def _seen(trial: Trial) -> Tensor:
@@ -137,5 +164,5 @@ _law = partial(Law.of, (NAME,))
 
 LAWS = (
     _law(causal), _law(isolated), _law(complete), _law(alone, rows.several_rows),
-    _law(renumbered, rows.several_samples), _law(added),
+    _law(renumbered, rows.several_samples), _law(added), _law(dtypes),
 )  # fmt: skip

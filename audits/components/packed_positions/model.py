@@ -43,6 +43,11 @@ def build(case: Case, dtype: torch.dtype, _device: torch.device) -> PackedCall:
 IMAGES = ("t4 i4x6 t3", "t3", "t2 i6x4 t1 i2x4 t2")
 """Images of different shape, on both sides of a sample without one."""
 
+VIDEOS = ("t3 v4x4x6@1 t2", "t2", "t1 v2x4x4@2 t1 i4x6 t2")
+"""Videos of different length, shape and rate, one of them beside an image."""
+CROWD = ("t70", "t1", "t2", "t61", "t3", "t1", "t5", "t2", "t4", "t30")
+"""More samples than eight, in a row that is longer than a tile of 128 tokens and cut anywhere."""
+
 CASES = {
     "ids": Case(),
     "ids-eager": Case(attention="eager"),
@@ -55,6 +60,7 @@ CASES = {
     "mask-of-ones": Case(told="ones"),
     "cached": Case(told="cached"),
     "trainer": Case(told="trainer"),
+    "crowd": Case(samples=CROWD, seed=4),
     "two-rows": Case(samples=("t5", "t3", "t2", "t6"), rows=2),
     "images": Case(samples=IMAGES),
     "images-eager": Case(samples=IMAGES, attention="eager"),
@@ -63,6 +69,7 @@ CASES = {
     "images-lengths": Case(samples=IMAGES, told="lengths"),
     "images-trainer": Case(samples=IMAGES, told="trainer"),
     "images-two-rows": Case(samples=("t4 i4x6 t3", "t3", "t3", "t4 i4x6 t3"), rows=2),
+    "videos": Case(samples=VIDEOS, seed=1),
     "images-mask": Case(samples=IMAGES, told="mask"),
     "images-mask-of-ones": Case(samples=IMAGES, told="ones"),
 }

@@ -93,6 +93,18 @@ def _first_boundary(told: Telling, lengths: list[int], call: PackedCall) -> Tell
     return _of_call(_masked(told, _numbers(lengths).clamp(max=2)), call)
 
 
+def _first_eight(told: Telling, lengths: list[int], call: PackedCall) -> Telling:
+    return _of_call(_masked(told, _numbers(lengths).clamp(max=8)), call)
+
+
+_kept: dict[int, Tensor] = {}
+
+
+def _by_length(told: Telling, lengths: list[int], call: PackedCall) -> Telling:
+    numbers = _kept.setdefault(sum(lengths), _numbers(lengths))
+    return _of_call(_masked(told, numbers), call)
+
+
 def _two_back(told: Telling, lengths: list[int], call: PackedCall) -> Telling:
     numbers = _numbers(lengths)
     apart = (numbers[:, :, None] - numbers[:, None, :]).abs() == 1
@@ -269,6 +281,24 @@ def seeds_in_the_forward(call: PackedCall) -> Outputs:
     """
     torch.manual_seed(next(_calls))
     return clean(call)
+
+
+@fault(NAME, "separate", "unpacked")
+def eight_samples_at_most(call: PackedCall) -> Outputs:
+    """Boundaries go into a buffer of a fixed size, with room for eight samples.
+
+    Effect: in rows of many short samples all from the eighth on are one.
+    """
+    return _told(_first_eight)(call)
+
+
+@fault(NAME, "recut")
+def masks_kept_by_length(call: PackedCall) -> Outputs:
+    """The mask of a row is kept, and used for every row of as many tokens.
+
+    Effect: packs are all of one length: from the second on they are cut where the first one was.
+    """
+    return _told(_by_length)(call)
 
 
 FAULTS = gathered(globals())

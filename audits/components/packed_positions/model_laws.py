@@ -14,8 +14,10 @@ from assay.audits.components.packed_positions.model import NAME, Case
 from assay.audits.families.packed_run import UNDIFFERENTIATED, PackedCall
 from assay.audits.laws.limits import difference, excess, floor, relative, worst
 from assay.audits.laws.trial import Trial
-from assay.audits.terms import Evidence, Law, Operation, Outputs
+from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 
+CHANGED = 5
+"""How many samples of a row are changed at most: of a crowd some, since all of its gradients are asked for anyhow."""
 OTHER = 1000
 """How far the key of a sample is moved for other content of the same size."""
 
@@ -45,7 +47,7 @@ def isolated(trial: Trial) -> Iterator[Evidence]:
     Example: a convolution or a recurrent state that is told of samples by another argument than attention is.
     """
     call: PackedCall = trial.inputs
-    for changed in range(len(call.keys)):
+    for changed in range(0, len(call.keys), len(call.keys) // CHANGED + 1):
         keys = tuple(key + OTHER if number == changed else key for number, key in enumerate(call.keys))
         after, before = trial.varied(keys=keys), trial.outcome.values
         others = [
@@ -84,6 +86,24 @@ def separate(trial: Trial) -> Iterator[Evidence]:
                 )  # fmt: skip
         if foreign or lost:
             return
+
+
+def recut(trial: Trial) -> Iterator[Evidence]:
+    """The next row, as long and with the same samples in another order, is cut where its own samples begin.
+
+    Why: rows of a packed run are all of one length. What is kept from row to row by shape, a mask of blocks that is
+    expensive to make or lengths on the device, is that of the first row for all that follow.
+
+    Example: a cache of masks with the number of tokens as its key.
+    """
+    call: PackedCall = trial.inputs
+    names = [name for name in trial.outcome.values if name.startswith("logits:")]
+    if list(_compared(trial, trial.outcome.values, _alone(trial), names)):
+        raise Inexpressible("the first row is not cut rightly either")
+    again = trial.varied(samples=call.samples[::-1], keys=call.keys[::-1], gradients=False)
+    turned = {f"logits:{len(call.keys) - 1 - number}": again[f"logits:{number}"] for number in range(len(call.keys))}
+    if broken := list(_compared(trial, turned, _alone(trial), names)):
+        yield from worst(_place(trial, "the next row"), broken)
 
 
 def _place(trial: Trial, what: str) -> str:
@@ -149,4 +169,6 @@ def _differentiable(_operation: Operation, case: Case) -> str | None:
 
 _law = partial(Law.of, (NAME,))
 
-LAWS = (_law(unpacked), _law(isolated, _several), _law(separate, _differentiable))
+LAWS = (
+    _law(unpacked), _law(isolated, _several), _law(separate, _differentiable), _law(recut, _several),
+)  # fmt: skip

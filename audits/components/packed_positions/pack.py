@@ -102,7 +102,8 @@ class Case:
     """Parameters of a case: samples in the notation of ``audits.families.samples``.
 
     ``labels``: ``answers`` (every second sample has a prompt that is not trained on), ``all``, or ``none`` (the samples
-    have no labels, and the ids are taken). The row is aligned to a ``multiple`` of tokens.
+    have no labels, and the ids are taken). The row is aligned to a ``multiple`` of tokens. Ids of text are moved up by
+    ``first_id``.
     """
 
     seed: Count = 0
@@ -111,6 +112,7 @@ class Case:
     labels: Annotated[str, one_of(LABELS)] = "answers"
     ignore_index: int = -100
     multiple: Size = 1
+    first_id: Count = 0
 
     @property
     def modalities(self) -> frozenset[str]:
@@ -134,7 +136,8 @@ def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
         counts = [int(torch.tensor(getattr(row, name)).reshape(-1, 3).prod(-1).sum()) for row in rows]
         return tuple(torch.rand(count, 2, generator=generator).to(device) for count in counts)
 
-    ids = each("tokens", -1)
+    first = case.first_id if case.rule == TEXT else 0  # media have ids of their own
+    ids = tuple(own + first for own in each("tokens", -1))
     return Inputs(
         input_ids=ids,
         labels=tuple(_labels(case, place, own) for place, own in enumerate(ids)),
@@ -256,6 +259,9 @@ CASES = {
     "sequence": Case(rule="hunyuan_vl", samples=("t3 i4x6 t2", "t2 i2x4 t1")),
     "aligned": Case(samples=("t5", "t4"), multiple=8),
     "aligned-images": Case(rule="qwen2_5_vl", samples=("t3 i4x6 t2", "t4"), multiple=16),
+    "vocabulary": Case(samples=("t5", "t4"), first_id=200_001, seed=3),  # ids that two bytes do not hold
+    "long": Case(samples=("t3", "t2100", "t2"), labels="all", seed=6),  # positions that half precision rounds
+    "crowd": Case(samples=("t1",) * 270, labels="all", seed=7),  # more samples than a byte counts
     "ignore-index": Case(samples=("t5", "t4"), ignore_index=-1),
 }
 

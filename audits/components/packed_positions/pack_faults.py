@@ -262,4 +262,26 @@ def filling_belongs_to_the_last_sample(inputs: Inputs) -> Outputs:
     return {**out, "labels": labels, "segments": segments}
 
 
+@fault(NAME, "numbered")
+@collates
+def numbers_in_a_byte(inputs: Inputs) -> Batch:
+    """Numbers of samples for recurrent layers are a byte each.
+
+    Effect: sample 257 has the number of the first; whoever compares numbers lets it see the first.
+    """
+    numbers = torch.arange(len(inputs.lengths)).repeat_interleave(torch.tensor(inputs.lengths))
+    return {**batch(inputs), "seq_idx": numbers.to(torch.uint8).int()[None]}
+
+
+@fault(NAME, "tokens", "labels_kept")
+@collates
+def ids_in_two_bytes(inputs: Inputs) -> Batch:
+    """Ids are kept in two bytes each, as the memory map of a smaller vocabulary was.
+
+    Effect: every word beyond the first 32768 is another word, and is trained to be.
+    """
+    made = batch(inputs)
+    return {**made, **{name: made[name].to(torch.int16).long() for name in ("input_ids", "labels")}}
+
+
 FAULTS = gathered(globals())

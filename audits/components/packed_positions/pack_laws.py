@@ -139,8 +139,8 @@ def alone(trial: Trial) -> Iterator[Evidence]:
 
     Example: positions of several axes computed over the whole row, or for its first sample only.
     """
-    got = trial.outcome.values
-    for number, own in _slices(trial.inputs):
+    got, slices = trial.outcome.values, list(_slices(trial.inputs))
+    for number, own in slices[:: len(slices) // SINGLED + 1]:
         single = trial.run(dataclasses.replace(trial.inputs.of(number), multiple=1))
         for name in (name for name in OF_A_SAMPLE if name in got and name in single):
             message = f"sample {number} is another one in the row"
@@ -261,6 +261,10 @@ def aligned(trial: Trial) -> Iterator[Evidence]:
             where="segments", measured="a sample's number", limit="0 after the samples, and there alone",
             message="what was added is not told from the samples",
         )  # fmt: skip
+
+
+SINGLED = 16
+"""How many samples are asked for alone at most, of those of a row."""
 
 
 def _slices(inputs: Inputs) -> Iterator[tuple[int, slice]]:

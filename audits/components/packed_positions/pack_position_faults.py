@@ -198,4 +198,15 @@ def nothing_told(inputs: Inputs) -> Batch:
     return made
 
 
+@fault(NAME, "restarts")
+@collates
+def positions_in_half_precision(inputs: Inputs) -> Batch:
+    """Position ids pass through half precision on their way, with all else that is cast.
+
+    Effect: from token 2049 on two neighbours share a position; short samples are right.
+    """
+    made = batch(inputs)
+    return {**made, "position_ids": made["position_ids"].half().long()}
+
+
 FAULTS = gathered(globals())

@@ -139,7 +139,9 @@ CASES = {
     "exact-fit": Case(lengths=(6, 4, 7, 3, 9, 1, 5, 5)),
     "empties": Case(lengths=(0, 3, 0, 10, 2)),
     "many": Case(lengths=tuple(1 + (37 * i) % 31 for i in range(60)), capacity=32),
-    "hundreds": Case(lengths=tuple(1 + (29 * i) % 47 for i in range(1100)), capacity=64),
+    "thousands": Case(lengths=tuple(1 + (29 * i) % 47 for i in range(2100)), capacity=64),
+    "long": Case(lengths=(4097, 4097, 4095, 4095, 8191, 2049, 2047, 2049, 2051, 1), capacity=8192),  # half rounds them
+    "longer": Case(lengths=(70000, 62000, 65537, 65535, 40000, 131072), capacity=131072),  # beyond two bytes
     "split": Case(lengths=(3, 25, 10, 7), overlong="split"),
     "truncate": Case(lengths=(3, 25, 10, 7), overlong="truncate"),
     "drop": Case(lengths=(25, 3, 11, 10, 7), overlong="drop"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -24,23 +25,37 @@ def once(trial: Trial) -> Iterator[Evidence]:
     Example: the last pack, which is not full, is not returned.
     """
     inputs: Inputs = trial.inputs
-    seen: Counter[tuple[int, int]] = Counter()
+    packed: dict[int, list[tuple[int, int]]] = {}
     for _, sample, start, stop in trial.outcome.values["pieces"].tolist():
-        seen.update((sample, token) for token in range(start, stop))
-    for sample, size in enumerate(inputs.sizes()):
-        for token in range(_kept(size, inputs)):
-            if (count := seen.pop((sample, token), 0)) != 1:
-                yield Evidence(
-                    where="pieces", measured=f"{count} times", limit="once", index=(sample,),
-                    message=f"token {token} of sample {sample}, which has {size} tokens, is packed {count} times",
-                )  # fmt: skip
-                return
-    if seen:
-        (sample, token), count = next(iter(seen.items()))
-        yield Evidence(
-            where="pieces", measured=f"{count} times", limit="never", index=(sample,),
-            message=f"token {token} of sample {sample} is packed, and there is no such token to pack",
-        )  # fmt: skip
+        packed.setdefault(sample, []).append((start, stop))
+    sizes = dict(enumerate(inputs.sizes()))
+    for sample in (*sizes, *(packed.keys() - sizes.keys())):
+        size = sizes.get(sample, 0)
+        found = _first_wrong(packed.get(sample, []), _kept(size, inputs))
+        if found is not None:
+            token, count, want = found
+            said = "" if want else ", and there is no such token to pack"
+            yield Evidence(
+                where="pieces", measured=f"{count} times", limit="once" if want else "never", index=(sample,),
+                message=f"token {token} of sample {sample}, which has {size} tokens, is packed {count} times{said}",
+            )  # fmt: skip
+            return
+
+
+def _first_wrong(pieces: list[tuple[int, int]], kept: int) -> tuple[int, int, int] | None:
+    """The first token that is not packed as often as it should, how often it is, and should; None if all are right."""
+    steps: Counter[int] = Counter()
+    for start, stop in pieces:
+        if start < stop:
+            steps.update({start: 1})
+            steps.subtract({stop: 1})
+    count = 0
+    for token, end in itertools.pairwise(sorted({0, kept, *steps})):
+        count += steps[token]
+        want = int(0 <= token < end <= kept)
+        if count != want:
+            return token, count, want
+    return None
 
 
 def _kept(size: int, inputs: Inputs) -> int:

@@ -151,6 +151,7 @@ CASES = {
     "two-tokens-a-piece": Case(rows=((3, 1),), world=2),
     "eight-ranks": Case(rows=((20, 12),), world=8, layout="zigzag"),
     "three-ranks-zigzag": Case(rows=((5, 7), (12,)), world=3, layout="zigzag"),
+    "long": Case(rows=((33001, 6999),)),  # numbers that half precision rounds and two bytes do not hold
     "four-axes": Case(axes=4, rows=((9, 7),), world=2, layout="zigzag"),
 }
 

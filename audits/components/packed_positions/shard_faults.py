@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from assay.audits.components.packed_positions.shard import ANY, NAME, Inputs, read
+from assay.audits.components.packed_positions.shard import ANY, IGNORED, NAME, Inputs, read
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs
 from assay.reference.packed_positions import shard_map
@@ -176,6 +176,22 @@ def every_rank_the_first_piece(inputs: Inputs) -> Outputs:
     """
     made = pieces(inputs)
     return read([made[0] for _ in made])
+
+
+@fault(NAME, "uneven")
+def targets_filled_in_front(inputs: Inputs) -> Outputs:
+    """Rows are filled up to a multiple of the ranks behind their last token, targets before their first.
+
+    Effect: wherever a row had to be filled up, each token is to predict what an earlier one should.
+    """
+    parts = inputs.world * (2 if inputs.layout == "zigzag" else 1)
+    more = -inputs.tokens % parts
+    full = {name: torch.cat([x, x.new_zeros(*x.shape[:-1], more)], dim=-1) for name, x in inputs.batch.items()}
+    targets = inputs.targets()
+    full["shift_labels"] = torch.cat([targets.new_full((len(targets), more), IGNORED), targets], dim=-1)
+    del full["labels"]
+    maps = shard_map(inputs.tokens + more, inputs.world, "contiguous" if inputs.layout == ANY else inputs.layout)
+    return read([{name: x[..., own] for name, x in full.items()} for own in maps])
 
 
 FAULTS = gathered(globals())

@@ -137,7 +137,7 @@ def uneven(trial: Trial) -> Iterator[Evidence]:
 
 
 def _dealt(short: Inputs, values: Outputs) -> Iterator[Evidence]:
-    """Evidence unless all tokens are dealt out once, and what was added is not trained on."""
+    """Evidence unless all tokens are dealt out once with what belongs to them, and what was added is not trained on."""
     known = torch.tensor(sorted(short.batch["input_ids"].flatten().tolist()))
     pieces = _pieces(values, short, "input_ids")
     kept = [ids[torch.isin(ids, known)].flatten() for ids in pieces]
@@ -147,10 +147,25 @@ def _dealt(short: Inputs, values: Outputs) -> Iterator[Evidence]:
             where="input_ids", measured=f"{len(set(got))} tokens", limit=f"{len(known)} tokens",
             message=f"rows of {short.tokens} tokens for {short.world} ranks were accepted and not all dealt out once",
         )  # fmt: skip
+        return
+    yield from _with_their_own(short, values, pieces)
     for ids, own in zip(pieces, _pieces(values, short, "targets"), strict=True):
         added = ~torch.isin(ids, known)
         if own.shape == ids.shape and bool((own[added] != IGNORED).any()):
             yield Evidence(where="targets", measured="a target", limit="ignored", message="padding is trained on")
+
+
+def _with_their_own(short: Inputs, values: Outputs, pieces: list[Tensor]) -> Iterator[Evidence]:
+    """Evidence where a token of the batch has not what belongs to it, beside tokens that were added."""
+    whole = {**{name: short.batch[name] for name in TOGETHER}, "targets": short.targets()}
+    known = short.batch["input_ids"].flatten()
+    for name, want in whole.items():
+        for rank, (ids, own) in enumerate(zip(pieces, _pieces(values, short, name), strict=False)):
+            real = torch.isin(ids, known)
+            if own.shape[-2:] == ids.shape:
+                place = torch.searchsorted(known, ids[real])
+                message = f"rows of {short.tokens} tokens: rank {rank} has what belongs to other tokens"
+                yield from exactly(name, own[..., real], want.flatten(-2)[..., place], message)
 
 
 def _pieces(values: Outputs, inputs: Inputs, name: str) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.pipeline import batch_laws
-from assay.audits.components.pipeline.laws import LAWS
+from assay.audits.components.pipeline.laws import OF_BATCHES
 from assay.audits.components.pipeline.operations import NAME, OPERATION, Case, build, pipeline_candidate
 from assay.audits.components.pipeline.views import View, located, view
 from assay.audits.laws.trial import Broken, Trial
@@ -29,22 +29,6 @@ AXES: Mapping[int, tuple[str, ...]] = {
     4: ("text", "time", "height", "width"),
 }
 MODALITIES = ("text", "image", "video", "audio")
-CHEAP = frozenset(
-    {
-        "accepted",
-        "placement",
-        "features",
-        "media",
-        "orientation",
-        "types",
-        "boundaries",
-        "kept",
-        "answers",
-        "alone",
-        "positions",
-    }
-)
-"""Laws that are asked while the batch is there: those that run no decoder. The page tells what they find in words."""
 
 
 @dataclass(frozen=True)
@@ -129,16 +113,17 @@ def _notes(found: View, ran: View | str) -> Iterator[str]:
 
 
 def _findings(trial: Trial) -> Iterator[str]:
-    """What the cheap laws find, as sentences."""
-    for law in LAWS:
-        if law.name not in CHEAP:
-            continue
+    """What the laws of batches find, as sentences, and which of them had nothing to ask."""
+    unasked = []
+    for law in OF_BATCHES:
         try:
             for item in law.check(trial):
                 place = f"{item.where}{list(item.index) if item.index else ''}"
                 yield f"Law {law.name}: {item.message} ({place}: {item.measured}, expected {item.limit})."
-        except (Inexpressible, Broken):
-            continue
+        except (Inexpressible, Broken) as error:
+            unasked.append(f"{law.name} ({error})")
+    if unasked:
+        yield f"Not asked: {'; '.join(unasked)}."
 
 
 def _rows(trial: Trial, found: View, ran: View | str) -> Iterator[Row]:

@@ -216,6 +216,7 @@ RIGHT: dict[str, Callable[[], Any]] = {
     "videos": lambda: _of_family("qwen3_vl", "t3 v4x4x6@2 t4", "t6", "t2 v2x4x4@1 i4x6 t2 i2x4 t1", "i4x4 t2"),
     "short videos in seconds": lambda: _of_family("qwen2_5_vl", "t3 v2x4x6@2 t4", "t6", "t2 i4x6 v2x4x6@2 t2"),
     "videos between markers": lambda: _of_family("glm4v", "t3 v4x4x6@2 t4", "t6 v2x4x4 t2", "t2"),
+    "pixels patch by patch": lambda: _of_family("paddleocr_vl", "t3 i4x6 t4", "t6", "t1 i6x2 t2 i4x4 t1"),
     "the example": _example,
     "no collator": lambda: dataclasses.replace(pipeline(Collator(FAMILY)), collator=None),
 }

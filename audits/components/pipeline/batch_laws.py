@@ -14,7 +14,6 @@ from assay.audits.components.pipeline.views import (
     Piece,
     View,
     alone,
-    first_difference,
     located,
     packed,
     pieces,
@@ -86,28 +85,23 @@ def _counted(found: View, kind: str) -> Iterator[Evidence]:
     if not merge:
         raise Inexpressible("nothing says how many patches become one feature")
     announced = [int(grid.prod()) // merge**2 for grid in grids.reshape(-1, 3)]
-    if kind == "video":
-        yield from _in_all(found, kind, sum(announced))
-        return
+    begun = row_before = 0  # features that are left of a video, and where it began: times may part its placeholders
     for row, start, length in runs(found.types == TYPES[kind]):
-        taken = 0
+        fits = not begun or row == row_before
+        taken, begun = begun, 0
         while announced and taken < length:
             taken += announced.pop(0)
-        if taken != length:
+        if kind == "video" and taken > length:
+            taken, begun, row_before = length, taken - length, row
+        if taken != length or not fits:
             message = (
                 f"placeholders {start} to {start + length - 1} of row {row} and the grids that are next do not fit"
             )
             yield _off(kind, f"{length} placeholders", f"{taken} features", message, (row, start))
             return
-    if announced:
-        yield _off(kind, "no placeholders left", f"{sum(announced)} features", "features without a place for them")
-
-
-def _in_all(found: View, kind: str, announced: int) -> Iterator[Evidence]:
-    """A video's placeholders may stand in several runs, with times between them."""
-    places = int((found.types == TYPES[kind]).sum())
-    if places != announced:
-        yield _off(kind, f"{places} placeholders", f"{announced} features", "placeholders and grids do not agree")
+    if announced or begun:
+        left = sum(announced) + begun
+        yield _off(kind, "no placeholders left", f"{left} features", "features without a place for them")
 
 
 def _off(kind: str, measured: str, limit: str, message: str, index: tuple[int, ...] | None = None) -> Evidence:
@@ -115,15 +109,16 @@ def _off(kind: str, measured: str, limit: str, message: str, index: tuple[int, .
 
 
 def _pixels(found: View, kind: str) -> Iterator[Evidence]:
+    """Patches are the entries [N,...] of the pixels, or those of each picture [K,n,C]."""
     grids, pixels = found.get(GRIDS[kind]), found.get(PIXELS[kind])
     if grids is None or not grids.numel():
         return
     patches = int(grids.reshape(-1, 3).prod(-1).sum())
-    rows = -1 if pixels is None else pixels.reshape(-1, pixels.shape[-1]).shape[0]
-    if rows != patches:
-        got = "absent" if pixels is None else f"{rows} patches"
+    got = 0 if pixels is None else pixels.shape[:2].numel() if pixels.ndim == 3 else len(pixels)
+    if got != patches and (pixels is None or len(pixels) != patches):
+        measured, limit = "absent" if pixels is None else f"{got} patches", f"{patches} patches"
         message = f"{PIXELS[kind]} is not what the grids announce"
-        yield Evidence(where=PIXELS[kind], measured=got, limit=f"{patches} patches", message=message)
+        yield Evidence(where=PIXELS[kind], measured=measured, limit=limit, message=message)
 
 
 def runs(where: Tensor) -> list[tuple[int, int, int]]:
@@ -160,13 +155,15 @@ def media(trial: Trial) -> Iterator[Evidence]:
         if got.shape != wanted.shape:
             measured, limit = f"shape {tuple(got.shape)}", f"shape {tuple(wanted.shape)}"
             yield Evidence(where=name, measured=measured, limit=limit, message="not what the samples have alone")
-        elif (row := first_difference(_flat(got), _flat(wanted))) is not None:
+        elif (row := _first_other(got, wanted)) is not None:
             message = f"entry {row} is not that of the samples in their order"
             yield Evidence(where=name, measured="another", limit="the sample's own", message=message, index=(row,))
 
 
-def _flat(values: Tensor) -> Tensor:
-    return values.flatten(1).sum(-1) if values.ndim > 1 else values
+def _first_other(got: Tensor, want: Tensor) -> int | None:
+    """The first entry of two tensors [N,...] of which any element differs."""
+    wrong = torch.nonzero((got != want).reshape(len(got), -1).any(-1)).flatten()
+    return int(wrong[0]) if len(wrong) else None
 
 
 def types(trial: Trial) -> Iterator[Evidence]:

@@ -26,10 +26,11 @@ from assay.audits.components.pipeline.views import (
 from assay.audits.laws.limits import difference, excess, floor, relative
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Inexpressible
-from assay.reference.mrope_positions import RULES, positions
+from assay.reference import mrope_positions
+from assay.reference.mrope_rules import RULES
 
 
-def used(trial: Trial) -> Iterator[Evidence]:
+def positions(trial: Trial) -> Iterator[Evidence]:
     """The positions that reach the decoder's rotary are, for each sample, those of the family's rule for it alone.
 
     Why: this is what the model saw, whatever the collator meant. Without a model the batch's own ``position_ids`` are
@@ -98,7 +99,7 @@ def _rule(trial: Trial, piece: Piece, axes: int) -> Tensor:
     }
     rule = dataclasses.replace(RULES[name], **{key: value for key, value in told.items() if value is not None})
     try:
-        ids, _ = positions(rule, kinds[None], **_sizes(single))
+        ids, _ = mrope_positions.positions(rule, kinds[None], **_sizes(single))
     except (ValueError, TypeError) as error:
         raise Inexpressible(f"sample {piece.sample} alone has no positions: {error}") from error
     return ids[:, 0]

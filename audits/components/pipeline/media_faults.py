@@ -1,0 +1,86 @@
+"""Pipelines that hand over pictures and videos in another order, or in other parts, than their samples hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.audits.components.pipeline.own import Collator
+from assay.audits.components.pipeline.row_faults import Made
+from assay.audits.components.pipeline.wrong import FAMILY, faulty, model, pipeline
+from assay.audits.families.discovery import loaded
+from assay.audits.pipelines import Pipeline
+
+
+class _Rearranged(Collator):
+    """Rearranges what a batch of several samples has of images."""
+
+    def labelled(self, made: Sequence[Made]) -> dict[str, Tensor]:
+        batch = super().labelled(made)
+        return batch if len(made) < 2 or "pixel_values" not in batch else {**batch, **self.rearranged(batch)}
+
+    def rearranged(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The changed keys."""
+        raise NotImplementedError
+
+
+class _Turned(_Rearranged):
+    """Height and width of all grids exchanged."""
+
+    def rearranged(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"image_grid_thw": batch["image_grid_thw"][:, [0, 2, 1]]}
+
+
+@faulty("media")
+def grids_turned_in_batches() -> Pipeline:
+    """Where several samples are collated, height and width of their grids are exchanged; a single one is right.
+
+    Effect: sums and products of each grid agree, and its rows are read across.
+    """
+    return pipeline(_Turned(FAMILY))
+
+
+class _Channels(_Rearranged):
+    """The values within each patch in reverse."""
+
+    def rearranged(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"pixel_values": batch["pixel_values"].flip(-1)}
+
+
+@faulty("media")
+def patches_reversed_in_batches() -> Pipeline:
+    """The values of each patch come in another order where several samples are collated.
+
+    Effect: every patch has its own values, so that sums and means agree, and shows something else.
+    """
+    return pipeline(_Channels(FAMILY))
+
+
+class _Videos:
+    """Videos of the family's own processor, the last placeholder of the first video lost, one more in the second."""
+
+    processor = None
+
+    def __call__(self, samples: Sequence[tuple[int, str]]) -> Any:
+        keys, texts = zip(*samples, strict=True)
+        made = dict(loaded(FAMILY).batch(model(), texts, padding="right", seed=0, keys=keys))
+        if len(samples) > 1:
+            ids, token = made["input_ids"].clone(), model().config.video_token_id
+            first, second = (torch.nonzero(row == token).flatten() for row in ids[:2])
+            ids[0, first[-1]] = ids[0, 0]
+            ids[1, second[-1] + 1] = token
+            made["input_ids"] = ids
+        return made
+
+
+@faulty("features")
+def video_placeholder_moved() -> Pipeline:
+    """A sample's video lacks a placeholder, the next one's has one too many: the count over the batch agrees.
+
+    Effect: from there on every feature stands a place too early, and the last one of a video in another sample.
+    """
+    samples = list(enumerate(("t3 v4x4x6@4 t4", "t2 v2x4x6@1 t2")))
+    return Pipeline(dataset=samples, collator=_Videos(), tokenizer=Collator(FAMILY).processor.tokenizer, model=model())

@@ -10,7 +10,7 @@ class Options:
     """How much to audit. Amounts may differ between a laptop and CI; limits never do.
 
     ``brief``: relations are asked in the first dtype, on some cases. All cases are compared with the reference in every
-    dtype.
+    dtype, but for costly candidates.
     """
 
     laws: tuple[str, ...] = ()

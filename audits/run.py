@@ -228,15 +228,28 @@ def _excused(tally: Tally, law: Law, params: Any, reason: str | None) -> bool:
     return bool(why_not)
 
 
-def _spared(tally: Tally, law: Law, dtype: str) -> bool:
-    """Whether a candidate is spared a relation on this case, which others of its cases stand for.
-
-    All named cases are compared with the reference, in every dtype. Relations take many calls: a costly candidate, and
-    one of many in a brief audit, is asked in the first dtype, on every fifth or third case.
-    """
-    if law.name in COMPARISONS or not (tally.costly or tally.options.brief):
+def _passed_over(tally: Tally, law: Law, dtype: str) -> bool:
+    """Whether a comparison is left to other cases, one of three; all comparisons take the same ones."""
+    key = f"{law.name} {dtype}"
+    tally.offered[key] += 1
+    if tally.offered[key] % BRIEF == 1:
         return False
+    tally.excuse(law.name, f"a costly candidate among many is compared in {dtype} on one case of {BRIEF}")
+    return True
+
+
+def _spared(tally: Tally, law: Law, dtype: str) -> bool:
+    """Whether a candidate is spared a law on this case, which others of its cases stand for.
+
+    All named cases are compared with the reference, in every dtype, but that a costly candidate in a brief audit is
+    compared on every third case in all dtypes but the first. Relations take many calls: a costly candidate, and one of
+    many in a brief audit, is asked in the first dtype, on every fifth or third case.
+    """
     first = (tally.options.dtypes or tally.operation.dtypes)[0]
+    if law.name in COMPARISONS:
+        return dtype != first and tally.costly and tally.options.brief and _passed_over(tally, law, dtype)
+    if not (tally.costly or tally.options.brief):
+        return False
     every, whom = (COSTLY, "a costly candidate") if tally.costly else (BRIEF, "one family of many")
     if dtype == first:
         tally.offered[law.name] += 1

@@ -118,7 +118,7 @@ def planned(request: Request, options: Options, describe: Describe | None = None
     fits = {name: _fit(operation, options) for name, operation in operations.items()}
     _refuse_unused(operations, fits, options)
     work = [
-        (operation, candidate, fit if request.families else _shared(operation, candidate, fit))
+        (operation, candidate, fit if request.families or request.candidate else _shared(operation, candidate, fit))
         for operation, candidate in pairs
         if (fit := fits[operation.name])
     ]
@@ -142,10 +142,10 @@ def _fit(operation: Operation, options: Options) -> Options | None:
 def _shared(operation: Operation, candidate: Candidate, options: Options) -> Options:
     """The options of one candidate among all: families that nobody named share the search, and are judged briefly.
 
-    Not where relations are what judges: those of whole models and of positions are put to every case.
+    So are costly candidates. Not where relations are what judges: those of whole models and of positions are put to every case.
     """
     if "family" not in candidate.target:
-        return options
+        return replace(options, brief=candidate.costly)
     return replace(options, examples=-(-options.examples // FEWER), brief=isinstance(operation.expect, Numeric))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from assay.audits.components.label_mask import label_forms
+from assay.audits.components.label_mask import label_forms, reading
 from assay.audits.components.label_mask.labels import Inputs
 from assay.audits.terms import Outputs
 from assay.reference import label_mask
@@ -42,7 +42,7 @@ class Draft:
         """The specification's answer."""
         return label_mask.label(
             self.messages, self.processor, end_of_turn=self.inputs.style.end_of_turn, straddling="train",
-            train="last" if self.inputs.train == "last" else "all" if self.inputs.train == "all" else "assistant",
+            train=reading.policy(self.inputs.train),
             placeholders={name: self.token(name) for name in label_forms.PLACEHOLDERS},
             encode=label_forms.encoder(self.inputs, 0, self.processor),
         )  # fmt: skip

@@ -35,6 +35,22 @@ def special_tokens_added_again(inputs: Inputs) -> Outputs:
     return each(inputs, wrong)
 
 
+@fault(NAME, "expanded")
+def images_left_as_the_template_writes_them(inputs: Inputs) -> Outputs:
+    """The rendering is encoded by the tokenizer, which knows nothing of the size of an image.
+
+    Effect: an image has one token in the labels and many in the model.
+    """
+
+    def wrong(draft: Draft) -> tuple[list[int], Labels]:
+        hidden = {draft.token(name) for name in label_forms.PLACEHOLDERS}
+        ids, labels = draft.ids, draft.labels
+        kept = [place for place, own in enumerate(ids) if own not in hidden or place == 0 or ids[place - 1] != own]
+        return [ids[place] for place in kept], [labels[place] for place in kept]
+
+    return each(inputs, wrong)
+
+
 @fault(NAME, "spelled")
 def first_text_of_a_turn_alone(inputs: Inputs) -> Outputs:
     """Of a message's content the first part that is a text is taken for its text.

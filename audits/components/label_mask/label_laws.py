@@ -70,6 +70,30 @@ def spelled(trial: Trial) -> Iterator[Evidence]:
         )  # fmt: skip
 
 
+def expanded(trial: Trial) -> Iterator[Evidence]:
+    """An image has as many placeholders as its processor makes of it.
+
+    Why: the model puts a feature at each. With one for the whole image, or with those of another image's size, every
+    label behind them belongs to another token than the one that the model sees there.
+
+    Example: conversations encoded without their images, each left as the one placeholder that the template writes.
+    """
+    inputs, values = trial.inputs, trial.outcome.values
+    if not inputs.pictured or any(word in inputs.texts for word in reading.PLACEHOLDERS):
+        raise Inexpressible("no conversation has an image, or one holds placeholders that somebody typed")
+    ids, mask = values["input_ids"], values["attention_mask"].bool()
+    if ids.shape != mask.shape or len(ids) != len(inputs.conversations):
+        raise Inexpressible("there is not a row for each conversation")
+    for sample, row in enumerate(ids):
+        got, want = reading.runs(row[mask[sample]].tolist(), inputs.processor()), reading.image_sizes(inputs, sample)
+        if got != want:
+            yield Evidence(
+                where="input_ids", measured=str(got), limit=str(want), index=(sample,),
+                message=f"conversation {sample}: its images have another number of placeholders",
+            )  # fmt: skip
+            return
+
+
 def kept(trial: Trial) -> Iterator[Evidence]:
     """A label is its own token's id, or -100.
 
@@ -230,6 +254,7 @@ def _assistants(_operation: Operation, case: Any) -> str | None:
 
 LAWS = (
     Law.of((NAME,), spelled),
+    Law.of((NAME,), expanded),
     Law.of((NAME,), kept),
     Law.of((NAME,), answers),
     Law.of((NAME,), prompts, _assistants),

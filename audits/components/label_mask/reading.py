@@ -6,6 +6,7 @@ All is counted in bytes, since a token may hold a part of a letter. A token that
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,7 +91,7 @@ def _expected(key: _Key) -> Expected:
     inputs = inputs if inputs.vocabulary == "small" else _with_small(inputs)
     given = label_forms.messages(inputs, 0)
     end = inputs.style.end_of_turn
-    text, spans = label_mask.trained_spans(given, inputs.processor(), end_of_turn=end, train=_policy(inputs.train))
+    text, spans = label_mask.trained_spans(given, inputs.processor(), end_of_turn=end, train=policy(inputs.train))
     stops = () if inputs.train == "all" else tuple((last - len(end), last) for _, last in spans)
 
     def octets(span: Span) -> Span:
@@ -99,7 +100,8 @@ def _expected(key: _Key) -> Expected:
     return Expected(text=text.encode(), spans=tuple(map(octets, spans)), stops=tuple(map(octets, stops)))
 
 
-def _policy(train: str) -> label_mask.Train:
+def policy(train: str) -> label_mask.Train:
+    """What a case trains, as the specification calls it."""
     return "last" if train == "last" else "all" if train == "all" else "assistant"
 
 
@@ -149,6 +151,20 @@ def _spelled(ids: Sequence[int], text: bytes, inputs: Inputs, sample: int) -> It
         at += len(word)
     if text[at:].strip():  # what stands after the last turn's terminator may be left off
         raise Illegible(f"conversation {sample}: the ids end before {shown(text[at : at + 40])}")
+
+
+def image_sizes(inputs: Inputs, sample: int) -> list[int]:
+    """How many placeholders the processor makes of each run of images of a conversation, in reading order."""
+    processor = inputs.processor()
+    text = expected(inputs, sample).text.decode()
+    found = label_forms.encoder(inputs, sample, processor)(text)["input_ids"]
+    return runs(list(found[0]), processor)
+
+
+def runs(ids: Sequence[int], processor: Any) -> list[int]:
+    """The lengths of the runs of placeholders among ids."""
+    hidden = {processor.tokenizer.convert_tokens_to_ids(word) for word in PLACEHOLDERS}
+    return [len(list(group)) for is_one, group in itertools.groupby(ids, hidden.__contains__) if is_one]
 
 
 def _past(text: bytes, at: int, hidden: set[bytes]) -> int:

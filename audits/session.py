@@ -142,7 +142,8 @@ def _fit(operation: Operation, options: Options) -> Options | None:
 def _shared(operation: Operation, candidate: Candidate, options: Options) -> Options:
     """The options of one candidate among all: families that nobody named share the search, and are judged briefly.
 
-    So are costly candidates. Not where relations are what judges: those of whole models and of positions are put to every case.
+    So are costly candidates. Not where relations are what judges: those of whole models and of positions are put to
+    every case.
     """
     if "family" not in candidate.target:
         return replace(options, brief=candidate.costly)

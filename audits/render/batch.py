@@ -27,8 +27,7 @@ class Row:
 
     ``texts`` are what each token decodes to, ``kinds`` are of :data:`KINDS`, ``trained`` says which tokens have a
     label, ``starts`` where samples begin (the places, 0 among them), ``samples`` what each of these is called (its
-    number where nothing is said). ``axes`` are position ids by the name of the axis. ``notes`` are sentences about the
-    row.
+    number where nothing is said). ``axes`` are position ids by the name of the axis.
     """
 
     name: str
@@ -39,7 +38,6 @@ class Row:
     starts: Sequence[int] = (0,)
     samples: Sequence[str] = ()
     axes: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """ValueError when the lists are not of one length, or a kind is unknown."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from assay.audits.components.label_mask import conversations, labels, reading
 from assay.audits.components.label_mask.conversations import Turn
 from assay.audits.components.label_mask.label_laws import pieces
 from assay.audits.components.label_mask.labels import NAME, Inputs
+from assay.audits.components.label_mask.reading import Piece
 from assay.audits.components.label_mask.templates import TEMPLATES
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
@@ -191,14 +192,21 @@ def neighbours(trial: Trial) -> Iterator[Evidence]:
     together = pieces(inputs, trial.outcome.values)
     for sample in range(len(inputs.conversations)):
         alone = pieces(inputs.of(sample), trial.run(inputs.of(sample)))[0]
-        for own, other in zip(together[sample], alone, strict=False):
-            if (own.token, own.label) != (other.token, other.label):
-                yield Evidence(
-                    where="labels", measured=f"token {own.token}, label {own.label}",
-                    limit=f"token {other.token}, label {other.label}", index=(sample, own.place),
-                    message=f"conversation {sample} is labelled otherwise in a batch than alone",
-                )  # fmt: skip
-                return
+        told = f"conversation {sample} is labelled otherwise in a batch than alone"
+        if found := _otherwise(together[sample], alone, sample, told):
+            yield found
+            return
+
+
+def _otherwise(row: Sequence[Piece], alone: Sequence[Piece], sample: int, message: str) -> Evidence | None:
+    """The first token of a row that is not the same, or not labelled the same, as that of the conversation alone."""
+    for own, other in zip(row, alone, strict=False):
+        if (own.token, own.label) != (other.token, other.label):
+            return Evidence(
+                where="labels", measured=f"token {own.token}, label {own.label}",
+                limit=f"token {other.token}, label {other.label}", index=(sample, own.place), message=message,
+            )  # fmt: skip
+    return None
 
 
 def twice(trial: Trial) -> Iterator[Evidence]:
@@ -214,14 +222,9 @@ def twice(trial: Trial) -> Iterator[Evidence]:
     alone = pieces(own, trial.run(own))[0]
     doubled = dataclasses.replace(own, conversations=own.conversations * 2)
     for sample, row in enumerate(pieces(doubled, trial.run(doubled))):
-        for piece, other in zip(row, alone, strict=False):
-            if (piece.token, piece.label) != (other.token, other.label):
-                yield Evidence(
-                    where="labels", measured=f"token {piece.token}, label {piece.label}",
-                    limit=f"token {other.token}, label {other.label}", index=(sample, piece.place),
-                    message="the same conversation is labelled otherwise twice in a batch than alone",
-                )  # fmt: skip
-                return
+        if found := _otherwise(row, alone, sample, "the same conversation is labelled otherwise twice than alone"):
+            yield found
+            return
 
 
 def order(trial: Trial) -> Iterator[Evidence]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Options:
     """How much to audit. Amounts may differ between a laptop and CI; limits never do.
 
-    ``brief``: relations are asked in the first dtype, on some cases. All cases are compared with the reference in every
-    dtype, but for costly candidates.
+    ``brief``: relations are asked in the first dtype, on some cases. All cases are compared with the reference in the
+    first dtype, some in the others.
     """
 
     laws: tuple[str, ...] = ()

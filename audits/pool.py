@@ -12,8 +12,8 @@ import torch
 
 from assay.audits.server import Server, parameters
 
-SIZE = 2
-"""Workers side by side. More do not help: the judge's own work is done by one thread at a time."""
+SIZE = 3
+"""Workers side by side: one more than the cores of a small machine, since a worker waits while its answer is judged."""
 
 
 class Pool:

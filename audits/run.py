@@ -234,20 +234,20 @@ def _passed_over(tally: Tally, law: Law, dtype: str) -> bool:
     tally.offered[key] += 1
     if tally.offered[key] % BRIEF == 1:
         return False
-    tally.excuse(law.name, f"a costly candidate among many is compared in {dtype} on one case of {BRIEF}")
+    tally.excuse(law.name, f"one candidate of many is compared in {dtype} on one case of {BRIEF}")
     return True
 
 
 def _spared(tally: Tally, law: Law, dtype: str) -> bool:
     """Whether a candidate is spared a law on this case, which others of its cases stand for.
 
-    All named cases are compared with the reference, in every dtype, but that a costly candidate in a brief audit is
-    compared on every third case in all dtypes but the first. Relations take many calls: a costly candidate, and one of
+    All named cases are compared with the reference, in every dtype; in a brief audit on every third case in all dtypes
+    but the first. Relations take many calls: a costly candidate, and one of
     many in a brief audit, is asked in the first dtype, on every fifth or third case.
     """
     first = (tally.options.dtypes or tally.operation.dtypes)[0]
     if law.name in COMPARISONS:
-        return dtype != first and tally.costly and tally.options.brief and _passed_over(tally, law, dtype)
+        return dtype != first and tally.options.brief and _passed_over(tally, law, dtype)
     if not (tally.costly or tally.options.brief):
         return False
     every, whom = (COSTLY, "a costly candidate") if tally.costly else (BRIEF, "one family of many")

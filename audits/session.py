@@ -25,7 +25,7 @@ Work = tuple[Operation, Candidate, Options]
 WAIVERS = Path("waivers.toml")
 """Where waivers are looked for when nothing else is said."""
 FEWER = 4
-"""By how much the search is cut for each family of an audit that names none."""
+"""By how much the search is cut for each candidate of an audit that names no family and no candidate."""
 MODELS = ("transformers.modeling_utils", "transformers.processing_utils")
 """What every model of transformers imports, which takes seconds."""
 
@@ -140,14 +140,13 @@ def _fit(operation: Operation, options: Options) -> Options | None:
 
 
 def _shared(operation: Operation, candidate: Candidate, options: Options) -> Options:
-    """The options of one candidate among all: families that nobody named share the search, and are judged briefly.
+    """The options of one candidate among all: what nobody named shares the search.
 
-    So are costly candidates. Not where relations are what judges: those of whole models and of positions are put to
-    every case.
+    Families and costly candidates are judged briefly besides; not where relations are what judges: those of whole
+    models and of positions are put to every case.
     """
-    if "family" not in candidate.target:
-        return replace(options, brief=candidate.costly)
-    return replace(options, examples=-(-options.examples // FEWER), brief=isinstance(operation.expect, Numeric))
+    family = "family" in candidate.target and isinstance(operation.expect, Numeric)
+    return replace(options, examples=-(-options.examples // FEWER), brief=family or candidate.costly)
 
 
 def _dtypes(operation: Operation) -> tuple[str, ...]:

@@ -53,6 +53,10 @@ class BatchCall:
     device: str = "cpu"
 
 
+class _Unread(Exception):
+    """The tokenizer, which is foreign, refuses a text by itself: its sample is asked nothing about its messages."""
+
+
 class Runner:
     """A pipeline that answers calls."""
 
@@ -130,12 +134,16 @@ class Runner:
             return None
         try:
             found = told(sample, self._render, self._tokens, self._decode)
-        except Exception:  # noqa: BLE001 - a foreign tokenizer may refuse a text by itself
+        except _Unread:
             return None
         return None if found is None else dataclasses.asdict(found)
 
     def _tokens(self, said: str) -> list[int]:
-        return list(map(int, self._pipeline.tokenizer(said, add_special_tokens=False)["input_ids"]))
+        try:
+            found = self._pipeline.tokenizer(said, add_special_tokens=False)["input_ids"]
+        except Exception as error:
+            raise _Unread from error
+        return list(map(int, found))
 
     def _render(self, talk: list[dict[str, Any]], *, prompt: bool) -> str:
         """A conversation by the chat template, with the head of the next answer if it is a prompt."""

@@ -63,7 +63,7 @@ def _forms(talk: Messages, place: int, render: Render | None) -> list[str]:
 
 def _with_head(talk: Messages, place: int, said: str, render: Render) -> Iterator[str]:
     """With what the template writes between the head of an answer that is the last and its text."""
-    before, whole = (_attempt(render, talk[:place], prompt=True), _attempt(render, talk[: place + 1]))
+    before, whole = (attempted(render, talk[:place], prompt=True), attempted(render, talk[: place + 1]))
     if said.strip() and before and whole.startswith(before):
         head, found, _ = whole.removeprefix(before).partition(said.strip())
         yield from [f"{head}{said}"] if found else []
@@ -78,14 +78,15 @@ def _in_place(talk: Messages, place: int, render: Render) -> Iterator[str]:
     if not isinstance(talk[place]["content"], str) and talk[place]["content"] is not None:
         content = [{"type": "text", "text": _MARK}]
     marked = [*talk[:place], {"role": talk[place]["role"], "content": content}, *talk[place + 1 :]]
-    whole = _attempt(render, talk)
-    before, found, after = _attempt(render, marked).partition(_MARK)
+    whole = attempted(render, talk)
+    before, found, after = attempted(render, marked).partition(_MARK)
     for rest in (after, after.lstrip()) if found else ():  # a template may write a blank before the end of a turn
         if len(before) + len(rest) < len(whole) and whole.startswith(before) and whole.endswith(rest):
             yield whole[len(before) : len(whole) - len(rest)]
 
 
-def _attempt(render: Render, talk: Messages, *, prompt: bool = False) -> str:
+def attempted(render: Render, talk: Messages, *, prompt: bool = False) -> str:
+    """A conversation by the chat template; empty where that refuses it."""
     try:
         return render(talk, prompt=prompt)
     except Exception:  # noqa: BLE001 - a foreign template may refuse a part of a conversation

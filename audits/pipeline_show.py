@@ -96,9 +96,13 @@ def _ran(trial: Trial, found: View) -> View | str:
     except Inexpressible as reason:
         return str(reason)
     except Broken as broken:
-        raised = broken.outcome.raised
-        assert raised is not None
-        return f"the model raised {raised.kind}: {raised.message.partition(chr(10))[0]}"
+        return f"the model {_raised(broken)}"
+
+
+def _raised(broken: Broken) -> str:
+    raised = broken.outcome.raised
+    assert raised is not None
+    return f"raised {raised.kind}: {raised.message.partition(chr(10))[0]}"
 
 
 def _notes(found: View, ran: View | str) -> Iterator[str]:
@@ -120,8 +124,10 @@ def _findings(trial: Trial) -> Iterator[str]:
             for item in law.check(trial):
                 place = f"{item.where}{list(item.index) if item.index else ''}"
                 yield f"Law {law.name}: {item.message} ({place}: {item.measured}, expected {item.limit})."
-        except (Inexpressible, Broken) as error:
-            unasked.append(f"{law.name} ({error})")
+        except Inexpressible as reason:
+            unasked.append(f"{law.name} ({reason})")
+        except Broken as broken:
+            unasked.append(f"{law.name} ({_raised(broken)})")
     if unasked:
         yield f"Not asked: {'; '.join(unasked)}."
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from assay.audits.pipeline_samples import Messages, messages, text
+from assay.audits.pipeline_samples import Messages, Render, attempted, messages, text
 
-Render = Callable[..., str]
 Tokens = Callable[[str], list[int]]
 Decode = Callable[[list[int]], str]
 _MARKS = re.compile(r"<[^<>\s]{1,40}>|\[IMG\]")
@@ -53,12 +52,12 @@ def told(sample: Any, render: Render, tokens: Tokens, decode: Decode) -> Talk | 
     if talk is None:
         return None
     talk = _answered(talk)
-    rendered = [_rendered(talk[: place + 1], render) for place in range(len(talk))]
+    rendered = [attempted(render, talk[: place + 1]) for place in range(len(talk))]
     whole = rendered[-1] if rendered else ""
     texts = _written(talk, plain(whole))
     sizes = [0, *(len(tokens(one)) for one in rendered)]
     return Talk(
-        head=_common(plain(whole), plain(_rendered([_blind(item) for item in talk], render))),
+        head=_common(plain(whole), plain(attempted(render, [_blind(item) for item in talk]))),
         messages=tuple(
             Told(
                 role=item["role"],
@@ -86,13 +85,6 @@ def _answered(talk: Messages) -> Messages:
     last = len(roles) - roles[::-1].index("assistant") if "assistant" in roles else 0
     first = roles.index("user") if "user" in roles else last
     return [item for place, item in enumerate(talk[:last]) if place >= first or item["role"] != "assistant"]
-
-
-def _rendered(talk: Messages, render: Render) -> str:
-    try:
-        return render(talk, prompt=False)
-    except Exception:  # noqa: BLE001 - a foreign template may refuse a part of a conversation
-        return ""
 
 
 def _parts(item: dict[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ def test_audit(benchmark: BenchmarkFixture, green: Green, laws: tuple[str, ...])
     """The named cases, without a search: all laws, and one law by itself."""
     operation, candidate = green("mrope.rotate", "reference")
     options = Options(laws=laws, examples=0)
-    report = benchmark.pedantic(audit, args=(operation, candidate, options), rounds=3, iterations=1)  # type: ignore[no-untyped-call]  # without types
+    report = benchmark.pedantic(audit, args=(operation, candidate, options), rounds=3, iterations=1)  # type: ignore[no-untyped-call]  # pytest-benchmark leaves it untyped
     assert report.verdict == Verdict.PASS
 
 

@@ -67,12 +67,12 @@ def test_what_transformers_gets_wrong() -> None:
     assert {"accumulated accumulated parameters", "reference smoothed parameters"} <= _findings("bart")
 
 
-@pytest.mark.skipif(not Version("5.0") <= TRANSFORMERS < Version("5.24"), reason="of transformers 5.0 to 5.23")
+@pytest.mark.skipif(not Version("5.0") <= TRANSFORMERS < Version("5.24"), reason="looked at from 5.0 to 5.23 only")
 def test_a_class_that_takes_no_count_is_caught() -> None:
     assert "accumulated accumulated parameters" in _findings("qwen2_5_vl")
 
 
-@pytest.mark.skipif(Version("5.0") > TRANSFORMERS, reason="of transformers 5")
+@pytest.mark.skipif(Version("5.0") > TRANSFORMERS, reason="before 5.0 only flash attention reads packs")
 def test_packs_of_the_flattening_collator() -> None:
     """Right in a family of text; one row of ids tells a Qwen-VL nothing of samples."""
     assert not {found for found in _findings("llama") if "packed" in found}

@@ -102,7 +102,7 @@ def test_a_compiled_model_trains_as_before(model: Any) -> None:
         loss = compiled(**_batch(model, "llama")).loss
         loss.backward()
     torch.compiler.reset()
-    assert torch.allclose(plain.loss, loss, rtol=1e-5)
+    assert torch.allclose(plain.loss, loss, rtol=1e-5)  # float32, summed in another order
     assert _close(grads, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert list(handle.calls.values()) == [Calls(forward=1, backward=1)]
 

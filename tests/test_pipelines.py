@@ -98,7 +98,7 @@ def test_the_side_of_padding_is_put_back() -> None:
 
 def test_generators_are_seeded_and_put_back() -> None:
     def draw() -> tuple[float, ...]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002 - the one that is seeded
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002 - numpy's global state is what is tested
 
     before = random.getstate(), torch.get_rng_state()
     with seeded(3):
@@ -218,7 +218,7 @@ def test_scores_are_of_the_next_token() -> None:
     logits, ids = torch.randn(2, 5, 7, generator=drawn), torch.randint(0, 7, (2, 5), generator=drawn)
     found = scores(logits, ids)
     want = logits.double().log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-    assert torch.allclose(found[:, :-1], want, rtol=1e-12)
+    assert torch.allclose(found[:, :-1], want, rtol=1e-12)  # float64, row by row against all at once
     assert not found[:, -1].any()
 
 

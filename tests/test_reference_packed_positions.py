@@ -82,7 +82,7 @@ def test_a_row_by_hand() -> None:
 def test_axes_are_those_of_each_sample_alone() -> None:
     two = [with_image(3, 2, 3), with_image(1, 4, 2)]
     made = packed.pack(two, rule=QWEN)
-    alone = [positions(QWEN, s.token_types[None], image_grids=s.image_grids)[0][:, 0] for s in two]  # type: ignore[index]  # they have types
+    alone = [positions(QWEN, s.token_types[None], image_grids=s.image_grids)[0][:, 0] for s in two]  # type: ignore[index]  # with_image gives token types
     assert made.axis_ids is not None
     assert torch.equal(made.axis_ids, torch.cat(alone, dim=1))
     assert made.text_and_axes.shape == (4, 1, len(made.input_ids))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -164,18 +165,27 @@ def _pad(model: Any) -> int:
     """The family's own padding token: some count positions by it."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     own = getattr(config, "pad_token_id", None)
-    fits = isinstance(own, int) and ORDINARY <= own < model.get_input_embeddings().num_embeddings
-    return own if isinstance(own, int) and fits else VOCABULARY - 1
+    if isinstance(own, int) and ORDINARY <= own < model.get_input_embeddings().num_embeddings:
+        return own
+    return VOCABULARY - 1
+
+
+_FROM_ZERO: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+"""What is known of models that were asked."""
 
 
 def _counts_from_zero(model: Any) -> bool:
     """Whether 0, 1, 2, ... are the positions that the model takes by itself: those of RoBERTa start after padding's."""
     import torch
 
-    ids = torch.arange(1, 6, device=model.device)[None]
-    with torch.no_grad():
-        own, told = model(ids).logits, model(ids, position_ids=torch.arange(5, device=model.device)[None]).logits
-    return torch.equal(own, told)
+    if model not in _FROM_ZERO:
+        training, ids = model.training, torch.arange(1, 6, device=model.device)[None]
+        with torch.no_grad():
+            own = model.eval()(ids).logits
+            told = model(ids, position_ids=torch.arange(5, device=model.device)[None]).logits
+        model.train(training)
+        _FROM_ZERO[model] = torch.equal(own, told)
+    return _FROM_ZERO[model]
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:

@@ -134,6 +134,7 @@ class PackedModel:
         return list(torch.split(logits.flatten(0, 1), lengths))
 
     def _refused_unpatched(self, call: PackedCall) -> bool:
+        """Whether the plain family refuses the call too; under a patch of its classes it is not plain, and does."""
         if self._unpatched is None:
             self._unpatched = PackedModel(self._family)
         try:

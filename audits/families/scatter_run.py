@@ -31,6 +31,8 @@ ARGUMENTS = {
     "audio": ("input_features", "input_values", "audio_input_ids", "audio_values"),
 }
 """The arguments that make a forward ask for features; what they hold goes to the replaced method alone."""
+TYPES = ("mm_token_type_ids", "token_type_ids")
+"""The arguments that say what each token is; some forwards demand them in training, as processors give them."""
 TOKENS = ("{}_token_id", "{}_token_index", "{}_patch_id")
 FRAME = 4
 COPIED = 1_000_000
@@ -265,6 +267,8 @@ class ScatterModel:
             pixels["high_res_pixel_values"] = torch.zeros(FRAME, 3, FRAME, FRAME, dtype=dtype)
         if "audio" in handed and self.name in scattering.MASKED:
             pixels["input_features_mask"] = torch.ones(FRAME, FRAME, dtype=torch.bool)
+        if call.training:
+            pixels |= {name: self._types(ids) for name in TYPES if name in taken}
         with self._twins(ids, call), _watched(self.model, ids) as seen, _replaced(self.model, handed):
             rows = self.table(ids)
             try:
@@ -273,6 +277,13 @@ class ScatterModel:
                 seen.rewritten = int((self.table(ids) != rows).any(-1).sum())
                 return seen
         raise LookupError("its forward ended without a call of a text model with inputs_embeds")
+
+    def _types(self, ids: Tensor) -> Tensor:
+        """[B,S] int64: 0 at words and padding, at placeholders 1 for images, 2 for videos, 3 for sounds."""
+        types = torch.zeros_like(ids)
+        for name, token in self.ids.items():
+            types[ids == token] = 1 + tuple(MAKERS).index(name)
+        return types
 
     def table(self, ids: Tensor) -> Tensor:
         """A copy of the embedding table; of a large one, of the rows of a batch's ids and of the placeholders."""

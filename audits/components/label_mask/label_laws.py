@@ -84,8 +84,10 @@ def expanded(trial: Trial) -> Iterator[Evidence]:
     ids, mask = values["input_ids"], values["attention_mask"].bool()
     if ids.shape != mask.shape or len(ids) != len(inputs.conversations):
         raise Inexpressible("there is not a row for each conversation")
+    processor = inputs.processor()
     for sample, row in enumerate(ids):
-        got, want = reading.runs(row[mask[sample]].tolist(), inputs.processor()), reading.image_sizes(inputs, sample)
+        got = reading.runs(row[mask[sample]].tolist(), processor)
+        want = reading.image_sizes(inputs, sample, processor)
         if got != want:
             yield Evidence(
                 where="input_ids", measured=str(got), limit=str(want), index=(sample,),

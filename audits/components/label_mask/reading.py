@@ -153,9 +153,8 @@ def _spelled(ids: Sequence[int], text: bytes, inputs: Inputs, sample: int) -> It
         raise Illegible(f"conversation {sample}: the ids end before {shown(text[at : at + 40])}")
 
 
-def image_sizes(inputs: Inputs, sample: int) -> list[int]:
-    """How many placeholders the processor makes of each run of images of a conversation, in reading order."""
-    processor = inputs.processor()
+def image_sizes(inputs: Inputs, sample: int, processor: Any) -> list[int]:
+    """How many placeholders a processor makes of each run of images of a conversation, in reading order."""
     text = expected(inputs, sample).text.decode()
     found = label_forms.encoder(inputs, sample, processor)(text)["input_ids"]
     return runs(list(found[0]), processor)

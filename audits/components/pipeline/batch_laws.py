@@ -114,9 +114,11 @@ def _pixels(found: View, kind: str) -> Iterator[Evidence]:
     if grids is None or not grids.numel():
         return
     patches = int(grids.reshape(-1, 3).prod(-1).sum())
-    got = 0 if pixels is None else pixels.shape[:2].numel() if pixels.ndim == 3 else len(pixels)
-    if got != patches and (pixels is None or len(pixels) != patches):
-        measured, limit = "absent" if pixels is None else f"{got} patches", f"{patches} patches"
+    counts = [] if pixels is None else [len(pixels)]
+    if pixels is not None and pixels.ndim == 3:
+        counts.append(pixels.shape[:2].numel())
+    if patches not in counts:
+        measured, limit = f"{counts[-1]} patches" if counts else "absent", f"{patches} patches"
         message = f"{PIXELS[kind]} is not what the grids announce"
         yield Evidence(where=PIXELS[kind], measured=measured, limit=limit, message=message)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,22 +16,15 @@ from assay.audits.pipelines import Pipeline
 
 
 class _Rearranged(Collator):
-    """Rearranges what a batch of several samples has of images."""
+    """Does something to one key of a batch of several samples with images."""
+
+    def __init__(self, key: str, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(FAMILY)
+        self._key, self._change = key, change
 
     def labelled(self, made: Sequence[Made]) -> dict[str, Tensor]:
         batch = super().labelled(made)
-        return batch if len(made) < 2 or "pixel_values" not in batch else {**batch, **self.rearranged(batch)}
-
-    def rearranged(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The changed keys."""
-        raise NotImplementedError
-
-
-class _Turned(_Rearranged):
-    """Height and width of all grids exchanged."""
-
-    def rearranged(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"image_grid_thw": batch["image_grid_thw"][:, [0, 2, 1]]}
+        return {**batch, self._key: self._change(batch[self._key])} if len(made) > 1 and self._key in batch else batch
 
 
 @faulty("media")
@@ -40,14 +33,7 @@ def grids_turned_in_batches() -> Pipeline:
 
     Effect: sums and products of each grid agree, and its rows are read across.
     """
-    return pipeline(_Turned(FAMILY))
-
-
-class _Channels(_Rearranged):
-    """The values within each patch in reverse."""
-
-    def rearranged(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"pixel_values": batch["pixel_values"].flip(-1)}
+    return pipeline(_Rearranged("image_grid_thw", lambda grids: grids[:, [0, 2, 1]]))
 
 
 @faulty("media")
@@ -56,7 +42,7 @@ def patches_reversed_in_batches() -> Pipeline:
 
     Effect: every patch has its own values, so that sums and means agree, and shows something else.
     """
-    return pipeline(_Channels(FAMILY))
+    return pipeline(_Rearranged("pixel_values", lambda patches: patches.flip(-1)))
 
 
 class _Videos:

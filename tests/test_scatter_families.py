@@ -11,7 +11,7 @@ from fault_checks import WITHOUT_TENSORS, check_convicts, check_laws_have_faults
 
 from assay.audits import registry, sweep
 from assay.audits.choose import Request, plan
-from assay.audits.components.masked_scatter import deepstack, model, model_faults
+from assay.audits.components.masked_scatter import deepstack, model, model_faults, tower
 from assay.audits.families import scattering
 from assay.audits.families.scatter_run import ScatterCall, ScatterModel
 from assay.audits.run import Options, audit
@@ -61,7 +61,7 @@ def test_what_cannot_be_judged_says_why(monkeypatch: pytest.MonkeyPatch) -> None
 def test_any_family_can_be_asked_for_by_name() -> None:
     pairs = plan(Request(targets=("masked_scatter",), families=("paligemma", "qwen3_vl")))
     assert [(operation.name, candidate.name) for operation, candidate in pairs] == [
-        (model.NAME, "paligemma"), (deepstack.NAME, "qwen3_vl"), (model.NAME, "qwen3_vl"),
+        (model.NAME, "paligemma"), (deepstack.NAME, "qwen3_vl"), (model.NAME, "qwen3_vl"), (tower.NAME, "qwen3_vl"),
     ]  # fmt: skip
 
 

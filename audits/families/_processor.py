@@ -14,6 +14,8 @@ from assay.audits.families._tokenizer import single_token_words
 from assay.audits.families.samples import Audio, Image, Sample, Segment, Text, Video
 
 if TYPE_CHECKING:
+    import torch
+
     from assay.audits.families._recipe import Padding, Recipe
 
 
@@ -142,6 +144,19 @@ def image_processor(recipe: Recipe) -> Any:
         **(recipe.image_settings or {}),
     }
     return cls(**settings)
+
+
+def patches_of(recipe: Recipe, pictures: Sequence[_media.Pixels], *, video: bool) -> torch.Tensor:
+    """Rows of patches [P,C] that the family's processors make of uint8 pictures (frames, height, width, 3)."""
+    import torch
+    from PIL.Image import fromarray
+
+    if video:
+        rows = recipe.frame_processor()(pictures)["pixel_values_videos"]
+    else:
+        images = [fromarray(picture[0]) for picture in pictures]
+        rows = processor(recipe).image_processor(images=images, return_tensors="pt")["pixel_values"]
+    return torch.as_tensor(rows)
 
 
 def _lenient(cls: type[Any]) -> type[Any]:

@@ -49,7 +49,8 @@ class ScatterCall:
     modality), or ``none``: the forward is given no media. ``typed``: placeholders where words were, one more than there
     are features, or, with ``lost``, as many fewer in a later sample. ``changed``: keys whose samples hold other words
     and features. ``twin``: a word of the batch has the placeholder's embedding. ``padding`` is the side of the padding.
-    ``training``: the model is in training mode, without dropout.
+    ``training``: the model is in training mode, without dropout. ``embedded``: the forward is given the embeddings of
+    the ids in their place.
     """
 
     samples: tuple[str, ...]
@@ -60,6 +61,7 @@ class ScatterCall:
     changed: tuple[int, ...] = ()
     twin: bool = False
     training: bool = False
+    embedded: bool = False
     padding: str = "right"
     seed: int = 0
     dtype: str = "float32"
@@ -271,8 +273,9 @@ class ScatterModel:
             pixels |= {name: self._types(ids) for name in TYPES if name in taken}
         with self._twins(ids, call), _watched(self.model, ids) as seen, _replaced(self.model, handed):
             rows = self.table(ids)
+            words = {"inputs_embeds": self.model.get_input_embeddings()(ids)} if call.embedded else {"input_ids": ids}
             try:
-                self.model(input_ids=ids, attention_mask=(ids != PAD).long(), **pixels)
+                self.model(**words, attention_mask=(ids != PAD).long(), **pixels)
             except _Reached:
                 seen.rewritten = int((self.table(ids) != rows).any(-1).sum())
                 return seen

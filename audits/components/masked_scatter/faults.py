@@ -8,10 +8,12 @@ from assay.audits.components.masked_scatter import (
     deepstack_faults,
     model_faults,
     scatter_faults,
+    tower_faults,
     value_faults,
 )
 
 FAULTS = (
     *common_faults.FAULTS, *scatter_faults.FAULTS, *deepstack_faults.FAULTS, *conduct_faults.FAULTS,
     *model_faults.FAULTS, *value_faults.FAULTS,
+    *tower_faults.FAULTS,
 )  # fmt: skip

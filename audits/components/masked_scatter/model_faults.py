@@ -327,6 +327,19 @@ def detached_in_training(call: ScatterCall) -> Outputs:
     return _with(call, merge=merge)
 
 
+@fault(NAME, "embedded")
+def doubled_where_ids_are_given(call: ScatterCall) -> Outputs:
+    """Features are doubled, to weigh as much as words, where ids are given; the way of embeddings was forgotten.
+
+    Effect: adapters that embed by themselves see pictures half as large as the model was trained with.
+    """
+
+    def merge(x: Tensor, masks: Masks, rows: Rows) -> Tensor:
+        return merged(x, masks, {n: r if call.embedded else r * 2 for n, r in rows.items()})
+
+    return _with(call, merge=merge)
+
+
 @fault(NAME, "narrow")
 def scaled_in_half(call: ScatterCall) -> Outputs:
     """Features that are not float32 are brought to the size of the embeddings, as a guard against overflow.

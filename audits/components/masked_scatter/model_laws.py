@@ -29,10 +29,11 @@ def placement(trial: Trial) -> Iterator[Evidence]:
 
     Example: features of all images followed by those of all videos, put to the placeholders of both in one go.
     """
-    yield from _placed(trial.outcome.values)
+    yield from placed(trial.outcome.values)
 
 
-def _placed(out: Outputs) -> Iterator[Evidence]:
+def placed(out: Outputs) -> Iterator[Evidence]:
+    """Evidence unless each modality's features stand at its placeholders, in order."""
     for name, mask in _masks(out):
         if f"feature:{name}" in out:
             got, want = out["embeddings"][mask], _expected(out, name)
@@ -48,10 +49,11 @@ def text(trial: Trial) -> Iterator[Evidence]:
 
     Example: a family that multiplies all rows by the square root of its width, images included.
     """
-    yield from _worded(trial.outcome.values)
+    yield from worded(trial.outcome.values)
 
 
-def _worded(out: Outputs) -> Iterator[Evidence]:
+def worded(out: Outputs) -> Iterator[Evidence]:
+    """Evidence unless all other rows are those of the embedding layer."""
     words = ~_any(out)
     yield from exactly("embeddings", out["embeddings"][words], out["text"][words], "a word's embedding changed")
 
@@ -63,10 +65,11 @@ def reaches(trial: Trial) -> Iterator[Evidence]:
 
     Example: features that are computed under ``no_grad`` for inference and kept so for training.
     """
-    yield from _reached(trial.outcome.values)
+    yield from reached(trial.outcome.values)
 
 
-def _reached(out: Outputs) -> Iterator[Evidence]:
+def reached(out: Outputs) -> Iterator[Evidence]:
+    """Evidence unless gradients go to words and features, to each its own."""
     masked, upstream = _any(out), out["upstream"]
     words = upstream if bool(out["adds"]) else torch.where(masked[..., None], 0.0, upstream)
     yield from exactly("grad:text", out["grad:text"], words, "not the gradient of the words alone")
@@ -107,7 +110,7 @@ def unfilled(trial: Trial) -> Iterator[Evidence]:
 
     Example: a count that is only taken ``if pixel_values is not None``.
     """
-    outcome = _call(trial, features="none")
+    outcome = attempted(trial, features="none")
     if outcome.raised is None:
         out = outcome.values
         count = int(_any(out).sum())
@@ -137,7 +140,7 @@ def straddles(trial: Trial) -> Iterator[Evidence]:
 
     Example: ``input_ids == image_token_id`` summed over the batch.
     """
-    outcome = _call(trial, typed=True, lost=True)
+    outcome = attempted(trial, typed=True, lost=True)
     if outcome.raised is None:
         whose = [_samples(out) for out in (trial.outcome.values, outcome.values)]
         moved = float((whose[0] != whose[1]).sum()) if whose[0].shape == whose[1].shape else math.inf
@@ -257,57 +260,6 @@ def inner_reaches(trial: Trial) -> Iterator[Evidence]:
         raise Inexpressible("has no deepstack features")
 
 
-def training(trial: Trial) -> Iterator[Evidence]:
-    """In training mode, without dropout, the same reaches the text model, and the same gradients come back.
-
-    Why: what is right in a test, where models are put into evaluation mode, is not what is trained. A branch on
-    ``self.training`` runs nowhere else.
-
-    Example: features that are detached in training, for the sake of a frozen tower, with the projector behind it.
-    """
-    outcome = _call(trial, training=True)
-    if outcome.raised:
-        yield Evidence(
-            where="training", measured=outcome.raised.kind, limit="returns",
-            message=f"what runs in evaluation mode raises in training mode: {outcome.raised.message[:120]}",
-        )  # fmt: skip
-        return
-    before, after = trial.outcome.values, outcome.values
-    for name in (name for name in before if name in after and name.partition(":")[0] in ("embeddings", "grad")):
-        if before[name].shape == after[name].shape:
-            yield from exactly(name, after[name], before[name], "differs in training mode")
-
-
-def narrow(trial: Trial) -> Iterator[Evidence]:
-    """In bfloat16 features are where they belong, bit for bit, with words and gradients as they are.
-
-    Why: models are tested in float32 and trained in bfloat16. Counts and indices that pass through the dtype of the
-    embeddings are rounded from 257 on, and a factor that is 1 in one dtype need not be so in the other.
-
-    Example: features that are normalised again where the tower is not in float32.
-    """
-    if trial.inputs.dtype != "float32":
-        raise Inexpressible("is asked in another dtype already")
-    out = trial.varied(dtype="bfloat16")
-    for check in (_placed, _worded, _reached):
-        yield from check(out)
-
-
-def rewrites(trial: Trial) -> Iterator[Evidence]:
-    """A forward leaves the embedding table as it is.
-
-    Why: the table is a parameter. What is written into it, features put to a placeholder's row above all, is saved with
-    the model, and is what the next batch begins with.
-
-    Example: features that are written into the rows that the embedding layer's weight gives, not into a copy.
-    """
-    if count := int(trial.outcome.values["rewritten"]):
-        yield Evidence(
-            where="table", measured=float(count), limit=0.0,
-            message="so many rows of the embedding table are others after the forward",
-        )  # fmt: skip
-
-
 def _masks(out: Outputs) -> list[tuple[str, Tensor]]:
     return [(name.partition(":")[2], mask) for name, mask in out.items() if name.startswith("mask:")]
 
@@ -338,7 +290,7 @@ def _same(got: Tensor, want: Tensor, message: str) -> Iterator[Evidence]:
         yield from exactly("embeddings", got, want, message)
 
 
-def _call(trial: Trial, **changes: Any) -> Outcome:
+def attempted(trial: Trial, **changes: Any) -> Outcome:
     """A call that may be refused, asked once for all laws."""
     wrong = dataclasses.replace(trial.inputs, **changes)
     outcome: Outcome = trial.once(f"wrong {sorted(changes.items())}", lambda: trial.attempt(wrong))
@@ -354,13 +306,13 @@ def _refused(trial: Trial, **changes: Any) -> Iterator[Evidence]:
     }[str(changes.get("features", "typed"))]  # fmt: skip
     if changes.get("features") == "one" and int(_any(trial.outcome.values).sum()) < 2:
         raise Inexpressible("has one placeholder")
-    if _call(trial, **changes).raised is None:
+    if attempted(trial, **changes).raised is None:
         yield Evidence(where="embeddings", measured="no error", limit="an error", message=f"{said}: accepted")
 
 
 def _number(trial: Trial, amount: str) -> Evidence | None:
     """What is wrong with the error about a wrong count; None where nothing is, or where there is no error."""
-    outcome = _call(trial, features=amount)
+    outcome = attempted(trial, features=amount)
     if outcome.raised is None:
         return None
     out = trial.outcome.values
@@ -377,7 +329,8 @@ def _number(trial: Trial, amount: str) -> Evidence | None:
     )  # fmt: skip
 
 
-def _pictured(_operation: Operation, case: Case) -> str | None:
+def pictured(_operation: Operation, case: Case) -> str | None:
+    """Why a law of media has nothing to ask of a case; None where it has."""
     return None if case.modalities else "no media"
 
 
@@ -388,9 +341,8 @@ def _several(_operation: Operation, case: Case) -> str | None:
 _law = partial(Law.of, (NAME,))
 
 LAWS = (
-    _law(placement, _pictured), _law(text, _pictured), _law(reaches, _pictured), _law(surplus, _pictured),
-    _law(missing, _pictured), _law(unfilled, _pictured), _law(compensated, _pictured), _law(straddles, _several),
-    _law(numbers, _pictured), _law(order, _several), _law(neighbours, _several), _law(micro, _pictured),
-    _law(alike, _pictured), _law(deepstack, _pictured), _law(inner_reaches, _pictured), _law(training, _pictured),
-    _law(narrow, _pictured), _law(rewrites),
+    _law(placement, pictured), _law(text, pictured), _law(reaches, pictured), _law(surplus, pictured),
+    _law(missing, pictured), _law(unfilled, pictured), _law(compensated, pictured), _law(straddles, _several),
+    _law(numbers, pictured), _law(order, _several), _law(neighbours, _several), _law(micro, pictured),
+    _law(alike, pictured), _law(deepstack, pictured), _law(inner_reaches, pictured),
 )  # fmt: skip

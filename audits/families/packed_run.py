@@ -25,8 +25,12 @@ from assay.reference.mrope_rules import RULES
 
 TOLD = ("ids", "flat", "lengths", "mask", "ones", "cached", "trainer")
 """Ways of telling a model where the samples of a row begin, see :class:`PackedCall`."""
-ATTENTIONS = ("default", "eager", "sdpa", "flex_attention")
-"""The attention that a family has by default is ``sdpa`` where it has that, and else ``eager``."""
+FLASH = "flash_attention_2"
+ATTENTIONS = ("default", "eager", "sdpa", "flex_attention", FLASH)
+"""The attention that a family has by default is ``sdpa`` where it has that, and else ``eager``.
+
+``flash_attention_2`` runs in bfloat16 on a GPU, where its package is installed, and nowhere else.
+"""
 UNDIFFERENTIATED = ("flex_attention",)
 """Attentions that have no backward pass on a CPU."""
 
@@ -47,7 +51,8 @@ class PackedCall:
 
     The samples stand in ``rows`` of equal length, in their order.
 
-    ``gradients``: also of the loss, and of the last token of each sample (``probe:``). ``dtype``: float64 or float32.
+    ``gradients``: also of the loss, and of the last token of each sample (``probe:``). ``dtype``: float64, float32 or
+    bfloat16, for what an attention in bfloat16 is measured by.
     """
 
     samples: tuple[str, ...]
@@ -71,7 +76,7 @@ class PackedModel:
     def __init__(self, family: Family, patch: str = "") -> None:
         """Build one, to fail early where it cannot be built."""
         self._family, self._patch = family, patch
-        self._models: dict[str, Any] = {"float64": self._made().double()}
+        self._models: dict[str, Any] = {"cpu float64": self._made().double()}
         self._unpatched: PackedModel | None = None
 
     def _made(self) -> Any:
@@ -82,9 +87,11 @@ class PackedModel:
         return self._family.build(0)
 
     def _model(self, call: PackedCall) -> Any:
-        if call.dtype not in self._models:
-            self._models[call.dtype] = self._made().to(getattr(torch, call.dtype))
-        model = self._models[call.dtype].train()
+        place, dtype = placed(call)
+        name = f"{place} {dtype}"
+        if name not in self._models:
+            self._models[name] = self._made().to(place, getattr(torch, dtype))
+        model = self._models[name].train()
         model.zero_grad(set_to_none=True)
         return model
 
@@ -104,7 +111,7 @@ class PackedModel:
             out = {f"logits:{number}": own.detach() for number, own in enumerate(logits)}
             if differentiated:
                 out |= _differentiated(model, logits, ids, seen, packed=bool(call.told))
-        return out
+        return {name: value.cpu() for name, value in out.items()}
 
     def _batch(self, model: Any, call: PackedCall, number: int) -> dict[str, Any]:
         made = self._family.batch(model, (call.samples[number],), seed=call.seed, keys=(call.keys[number],))
@@ -118,7 +125,7 @@ class PackedModel:
         batch = in_rows({**joined(alone), **self.telling(model, call, alone)}, lengths, call.rows)
         if lacking := [name for name in ("position_ids",) if not accepts(model, name)]:
             raise Inexpressible(f"forward takes no {' and no '.join(lacking)}")
-        given = {name: value for name, value in batch.items() if accepts(model, name)}
+        given = {name: _on(model.device, value) for name, value in batch.items() if accepts(model, name)}
         if "attention_mask" in batch and "attention_mask" not in given:
             raise Inexpressible("forward takes no attention_mask")
         try:
@@ -195,6 +202,21 @@ def caching(model: Any, told: str) -> Iterator[dict[str, bool]]:
         yield {}
     finally:
         model.config.use_cache = before
+
+
+def placed(call: PackedCall) -> tuple[str, str]:
+    """The device and the dtype that a call runs in. Inexpressible where its attention cannot run here."""
+    if call.attention != FLASH:
+        return "cpu", call.dtype
+    from transformers.utils import is_flash_attn_2_available
+
+    if not (torch.cuda.is_available() and is_flash_attn_2_available()):
+        raise Inexpressible(f"{FLASH} needs a GPU and its package, flash-attn")
+    return "cuda", "bfloat16"
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def joined(alone: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

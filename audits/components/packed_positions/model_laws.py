@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.packed_positions.model import NAME, Case
-from assay.audits.families.packed_run import UNDIFFERENTIATED, PackedCall
+from assay.audits.families.packed_run import FLASH, UNDIFFERENTIATED, PackedCall
 from assay.audits.laws.limits import difference, excess, floor, relative, worst
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
@@ -152,8 +152,16 @@ def _reach(trial: Trial, kind: str) -> Tensor:
 
 
 def _ordinary(trial: Trial, name: str, sides: int) -> list[Tensor]:
-    """What float32 costs the samples one by one: the scale of what may be lost. Of samples, the unluckiest counts."""
-    wide, narrow = _alone(trial), _alone(trial, "float32")
+    """What float32 costs the samples one by one: the scale of what may be lost. Of samples, the unluckiest counts.
+
+    Of an attention that runs in bfloat16 alone, what that costs the samples with the family's own attention.
+    """
+    if trial.inputs.attention == FLASH:
+        wide, narrow = (
+            trial.varied(told="", attention="default", dtype=dtype) for dtype in ("float64", "bfloat16")
+        )  # fmt: skip
+    else:
+        wide, narrow = _alone(trial), _alone(trial, "float32")
     kind = name.partition(":")[0]
     alike = [name] if kind == "grad" else [other for other in wide if other.partition(":")[0] == kind]
     return [sides * relative(difference(narrow[other], wide[other]), _reach(trial, kind)) for other in alike]

@@ -177,6 +177,14 @@ def _plain(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     return {"loss": function(inputs.hidden, inputs.head, inputs.labels)}
 
 
+def _rows_only(inputs: Inputs) -> str | None:
+    if inputs.bias is not None:
+        return "the form has no bias"
+    if inputs.reduction != "mean" or inputs.shift:
+        return "the form is the mean over labels that are aligned already"
+    return cross_entropy.lacking()(inputs)
+
+
 def _plain_only(inputs: Inputs) -> str | None:
     if inputs.bias is not None:
         return "the form has no bias"
@@ -215,6 +223,14 @@ FORMS = (
         call=_plain,
         accepts=_plain_only,
         fixes={**cross_entropy.MEAN, "shift": True, "biased": False},
+    ),
+    Form(
+        name="rows",
+        summary="function(hidden, head, labels): the mean; hidden [B,S,H] at s are scored against labels [B,S] at s",
+        parameters=("hidden", "head", "labels"),
+        call=_plain,
+        accepts=_rows_only,
+        fixes={**cross_entropy.MEAN, "shift": False, "biased": False},
     ),
 )
 

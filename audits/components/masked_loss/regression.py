@@ -318,6 +318,12 @@ def _gather_only(inputs: Inputs) -> str | None:
     return None if inputs.reduction == "mean" and inputs.normaliser is None else "the form has its own mean only"
 
 
+def _gather_normalised_only(inputs: Inputs) -> str | None:
+    if inputs.indices is None or inputs.kind != "smooth_l1" or not inputs.normalise_target or inputs.beta != 1.0:
+        return "the form is the mean of smooth_l1 over gathered and normalised targets"
+    return None if inputs.reduction == "mean" and inputs.normaliser is None else "the form has its own mean only"
+
+
 MEAN: dict[str, Any] = {
     "beta": 1.0, "normalise_target": False, "weighted": False, "reduction": "mean", "normaliser": None,
 }  # fmt: skip
@@ -348,6 +354,14 @@ FORMS = (
         call=_gather,
         accepts=_gather_only,
         fixes={**MEAN, "kind": "smooth_l1", "grid": 12, "by": "token"},
+    ),
+    Form(
+        name="gathered-normalised",
+        summary="function(prediction, features, indices, valid): the same, to features that are layer-normed first",
+        parameters=("prediction", "features", "indices", "valid"),
+        call=_gather,
+        accepts=_gather_normalised_only,
+        fixes={**MEAN, "kind": "smooth_l1", "grid": 12, "by": "token", "normalise_target": True},
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -50,7 +51,14 @@ def test_the_notation() -> None:
     assert turns[1].text.count(turns[2].text) == 2
 
 
-@pytest.mark.parametrize("text", ["", "x", "u a.loud", "u.i3x4 a", "u.i4x0"])
+def test_calls_of_tools_are_their_own() -> None:
+    plain, called = (conversations.write(conversations.parse(f"u a{call} t"), 5, 0) for call in ("", ".calls"))
+    assert [turn.text for turn in plain] == [turn.text for turn in called]
+    assert len(called[1].calls) == 3
+    assert isinstance(json.loads(called[1].calls[0].arguments), dict)
+
+
+@pytest.mark.parametrize("text", ["", "x", "u a.loud", "u.i3x4 a", "u.i4x0", "u.call a"])
 def test_what_is_no_conversation_is_told(text: str) -> None:
     with pytest.raises(ValueError, match="expected|even numbers"):
         conversations.parse(text)

@@ -29,7 +29,7 @@ def _spans(messages, renderer):
     for place, message in enumerate(messages):
         if message["role"] == "assistant":
             content = MARK if isinstance(message["content"], str) else [{"type": "text", "text": MARK}]
-            other = [*messages[:place], {**message, "content": content}, *messages[place + 1 :]]
+            other = [*messages[:place], {"role": "assistant", "content": content}, *messages[place + 1 :]]
             before, _, after = renderer.apply_chat_template(other, tokenize=False).partition(MARK)
             spans.append((len(before), len(whole) - len(after) + len(end)))
     if not spans:

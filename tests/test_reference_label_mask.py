@@ -74,6 +74,21 @@ def test_tool_results_are_not_trained() -> None:
     assert _decoded(*_label([ASK, call, tool, tool, YES])) == [f"{call['content']}{IM_END}", f"Yes{IM_END}"]
 
 
+@pytest.mark.parametrize("template", ["qwen2_5", "generation", "qwen3"])
+@pytest.mark.parametrize("said", ["I look.", "", None])
+def test_calls_of_tools_are_trained_and_what_comes_back_is_not(template, said) -> None:
+    arguments = {"box": [1, 2], "a": "caf\u00e9"}
+    calls = [{"type": "function", "function": {"name": name, "arguments": arguments}} for name in ("crop", "read")]
+    asked = {"role": "assistant", "content": said, "tool_calls": calls}
+    tool = {"role": "tool", "content": "Yes"}
+    written = "\n".join(
+        f'<tool_call>\n{{"name": "{name}", "arguments": {{"box": [1, 2], "a": "caf\u00e9"}}}}\n</tool_call>'
+        for name in ("crop", "read")
+    )
+    text = f"{said}\n{written}" if said else written
+    assert _decoded(*_label([ASK, asked, tool, tool, YES], template)) == [f"{text}{IM_END}", f"Yes{IM_END}"]
+
+
 def test_everything_is_trained_but_placeholders() -> None:
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}, YES]
     tokenizer = processors.tokenizer("small", "plain")

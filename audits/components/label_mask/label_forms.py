@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from assay.audits.terms import Form, Outputs
 from assay.reference.label_mask import IGNORE
 
 if TYPE_CHECKING:
+    from assay.audits.components.label_mask.conversations import Turn
     from assay.audits.components.label_mask.labels import Inputs
 
 Row = Mapping[str, Any]
@@ -31,8 +33,17 @@ def messages(inputs: Inputs, sample: int) -> list[dict[str, Any]]:
         first, words = ([{"type": "text", "text": text}] for text in (turn.text[:half], turn.text[half:]))
         content: Any = [*words, *pictures] if turn.late else [*pictures, *words]
         content = [*first, *pictures, *words] if turn.split else content
-        made.append({"role": turn.role, "content": content if inputs.parts or pictures else turn.text})
+        said = {"role": turn.role, "content": content if inputs.parts or pictures else turn.text}
+        made.append({**said, "tool_calls": _tool_calls(turn)} if turn.calls else said)
     return made
+
+
+def _tool_calls(turn: Turn) -> list[dict[str, Any]]:
+    """Calls as chat templates take them: the arguments are a dict."""
+    return [
+        {"type": "function", "function": {"name": call.tool, "arguments": json.loads(call.arguments)}}
+        for call in turn.calls
+    ]
 
 
 def pictures(inputs: Inputs, sample: int) -> list[Any]:

@@ -67,7 +67,9 @@ class Illegible(ValueError):
 def expected(inputs: Inputs, sample: int) -> Expected:
     """What is to be trained on of a conversation, by the specification."""
     own = inputs.of(sample)
-    named = tuple((turn.role, turn.text, len(turn.images), turn.late, turn.split) for turn in own.conversations[0])
+    named = tuple(
+        (turn.role, turn.text, len(turn.images), turn.late, turn.split, turn.calls) for turn in own.conversations[0]
+    )
     return _expected(_Key(inputs=own, key=(named, inputs.template, inputs.train, inputs.parts)))
 
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from assay.audits import cases, registry, wire
-from assay.audits.components.label_mask import conversations, labels, processors, reading, templates, vocabularies
+from assay.audits.components.label_mask import (
+    conversations,
+    labels,
+    processors,
+    reading,
+    sentence_pieces,
+    templates,
+    vocabularies,
+)
 from assay.audits.run import Options, audit
 from assay.audits.terms import Verdict
 
@@ -29,10 +37,16 @@ def test_every_id_stands_for_its_bytes(vocabulary: str, text: str) -> None:
     if vocabulary == "qwen" and vocabularies.missing():
         pytest.skip(str(vocabularies.missing()))
     tokenizer = processors.tokenizer(vocabulary, "qwen2_5")
-    words = reading.spellings(vocabulary)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert b"".join(words[token] for token in ids) == text.encode()
-    assert tokenizer.decode(ids) == text
+    assert b"".join(map(bytes, reading.without_added_blanks(ids, vocabulary, text.encode()))) == text.encode()
+    if vocabulary not in sentence_pieces.PREFIXED:
+        assert tokenizer.decode(ids) == text
+
+
+def test_a_blank_in_front_is_the_tokenizers_own() -> None:
+    words = reading.spellings("llama")
+    ids = processors.tokenizer("llama", "qwen2_5")("Yes<|im_end|>\nNo", add_special_tokens=False)["input_ids"]
+    assert b"".join(words[token] for token in ids) == b" Yes<|im_end|> \nNo"
 
 
 def test_special_tokens_are_one_id_each() -> None:
@@ -69,7 +83,7 @@ def test_a_case_from_the_command_is_held_to_the_notation() -> None:
     assert cases.parse(operation, '{"samples":["u a.empty"],"template":"gemma"}').template == "gemma"
     with pytest.raises(cases.BadCase, match="expected turns such as"):
         cases.parse(operation, '{"samples":["u a.loud"]}')
-    with pytest.raises(cases.BadCase, match="expected one of small, greedy, qwen"):
+    with pytest.raises(cases.BadCase, match="expected one of small, greedy, llama, gemma, unigram, qwen"):
         cases.parse(operation, '{"vocabulary":"large"}')
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from assay.audits.components.label_mask import templates
+from assay.audits.components.label_mask import templates, vocabularies
 from assay.audits.terms import Form, Outputs
 from assay.reference.label_mask import IGNORE
 
@@ -186,9 +186,17 @@ def _legible(inputs: Inputs) -> str | None:
     return f"ids do not tell a {typed} that somebody typed from the template's" if typed else None
 
 
+def _byte_level(inputs: Inputs) -> str | None:
+    """What Qwen's markers are written into is not asked about vocabularies of another kind than Qwen's."""
+    other = inputs.vocabulary in vocabularies.SENTENCE_PIECES
+    return "the form has Qwen's markers, and byte-level vocabularies as Qwen's is" if other else None
+
+
 def _fixed(form: Form, train: str = "assistant", **fixes: str) -> Form:
     """The form for functions that train one thing; ``fixes`` are further fields that they take for granted."""
-    return dataclasses.replace(form, accepts=_all(_only(train), form.accepts), fixes={"train": train, **fixes})
+    more = [_byte_level] if "template" in fixes else []
+    accepts = _all(_only(train), form.accepts, *more)
+    return dataclasses.replace(form, accepts=accepts, fixes={"train": train, **fixes})
 
 
 def _told(form: Form, summary: str) -> Form:
@@ -254,7 +262,7 @@ FORMS = (
         summary="function(input_ids, tokenizer) -> labels [S] of one conversation, found by Qwen's role markers",
         parameters=("input_ids", "tokenizer"),
         call=_mask,
-        accepts=_all(_only("assistant"), _legible),
+        accepts=_all(_only("assistant"), _legible, _byte_level),
         fixes={"train": "assistant", **CHATML},
     ),
     *(_named(form, suffix, what, **fixes) for form in _ALONE for suffix, what, fixes in _VARIANTS),

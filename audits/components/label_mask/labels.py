@@ -153,6 +153,27 @@ CASES = {
     ),
     "calls-text": Case(samples=("u a.call.empty t a", "u a.calls.space u a"), seed=43, pad="eos", side="left"),
     "calls-thoughts": Case(samples=("u a.think.call u a.calls.think",), seed=44, template="qwen3"),
+    "blanks-in-front": Case(
+        samples=("s u.echo a.space u a.blank", "u a.wide u a.marked u a.empty"), seed=45, vocabulary="llama"
+    ),
+    "blanks-in-front-plain": Case(
+        samples=("u a.space u a.roles", "u.i4x6 a"), seed=46, vocabulary="llama", template="plain"
+    ),
+    "ends-of-lines-merge": Case(
+        samples=("u.newline a.newline u.wide a.newline.wide", "s u.i2x4 a.space u a"),
+        seed=47,
+        vocabulary="gemma",
+        template="gemma",
+        pad="eos",
+        side="left",
+    ),
+    "sentence-calls": Case(
+        samples=("u a.calls t t t a.wide", "u a"), seed=48, vocabulary="gemma", template="generation"
+    ),
+    "likeliest-pieces": Case(samples=("u.echo a u a.space.wide", "u.i4x6 a.newline"), seed=49, vocabulary="unigram"),
+    "likeliest-pieces-plain": Case(
+        samples=("u.echo a u a.newline", "u a.blank"), seed=50, vocabulary="unigram", template="plain", pad="eos"
+    ),
     "greets": Case(samples=("a u a", "u a"), seed=12),
     "in-a-row": Case(samples=("u a a u u a",), seed=13),
     "twice-in-a-row": Case(samples=("s s u a a.same u a s u a",), seed=39),
@@ -201,7 +222,7 @@ def strategy() -> st.SearchStrategy[Case]:
         Case,
         seed=st.integers(0, 1000),
         samples=st.lists(conversation, min_size=1, max_size=3).map(tuple),
-        vocabulary=st.sampled_from(("small", "greedy")),
+        vocabulary=st.sampled_from(("small", "greedy", *vocabularies.SENTENCE_PIECES)),
         template=st.sampled_from(tuple(templates.TEMPLATES)),
         train=st.sampled_from(("assistant", "assistant", "last", "all")),
         pad=st.sampled_from(("own", "eos")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -175,7 +176,7 @@ def less_for_larger_micro_batches(inputs: Inputs) -> Outputs:
     """
 
     def larger(wanted: list[Tensor], place: int, group: Any) -> Tensor | float:
-        return right(wanted, place, group) * len(wanted[place]) ** 0.25
+        return right(wanted, place, group) * math.pow(len(wanted[place]), 0.25)
 
     return dividing(inputs, larger)
 

@@ -60,7 +60,8 @@ class _RowByRow(Collator):
 
 def _reading_order(grid: Tensor) -> Tensor:
     row, column = vision_rope.patch_coordinates(grid[None], merge=2)
-    return (row * int(grid[2]) + column).argsort()
+    order: Tensor = (row * int(grid[2]) + column).argsort()
+    return order
 
 
 @faulty(

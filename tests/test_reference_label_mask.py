@@ -58,12 +58,18 @@ def test_any_answer(answer: str) -> None:
     assert _decoded(*_label([ASK, {"role": "assistant", "content": answer}])) == [answer + IM_END]
 
 
-@pytest.mark.parametrize("template", ["qwen2_5", "plain"])
-@pytest.mark.parametrize("vocabulary", vocabularies.SENTENCE_PIECES)
+@pytest.mark.parametrize(
+    ("vocabulary", "template"), [*((name, "qwen2_5") for name in vocabularies.SENTENCE_PIECES), ("llama", "plain")]
+)
 @pytest.mark.parametrize("answer", ["Yes", " Yes", "\u732b \U0001f408\u200d\u2b1b"])
 def test_answers_in_sentence_pieces(vocabulary, template, answer) -> None:
     found = _decoded(*_label([ASK, {"role": "assistant", "content": answer}, ASK, YES], template, vocabulary))
     assert found == [f"{text}{templates.TEMPLATES[template].end_of_turn}" for text in (answer, "Yes")]
+
+
+def test_pieces_over_the_border_are_named() -> None:
+    with pytest.raises(ValueError, match="a token holds '.nY', of which only a part is trained"):
+        _label([ASK, YES], "plain", "gemma")
 
 
 def test_thoughts_of_earlier_turns_are_not_there_to_be_trained() -> None:

@@ -12,11 +12,14 @@ CONSTRUCTED = "made up for this suite"
 """The link of a fault that nobody is known to have shipped."""
 
 
-def fault(operation: str, *caught_by: str, link: str = CONSTRUCTED) -> Callable[[Implementation], Fault]:
+def fault(
+    operation: str, *caught_by: str, link: str = CONSTRUCTED, also: tuple[str, ...] = ()
+) -> Callable[[Implementation], Fault]:
     """Turn a wrong form into an entry named like the function.
 
     The docstring's first part is the ``why``; what follows ``Effect:`` in a paragraph of its own is the ``effect``.
     ``caught_by`` are the laws that must catch it, at least one besides parity where the entry can be told so.
+    ``also`` are the links of others who shipped the same.
     """
 
     def entry(wrong: Implementation) -> Fault:
@@ -27,6 +30,7 @@ def fault(operation: str, *caught_by: str, link: str = CONSTRUCTED) -> Callable[
         return Fault(
             name=wrong.__name__.replace("_", "-"), operation=operation, why=" ".join(why.split()),
             effect=" ".join(effect.split()), link=link, wrong=wrong, caught_by=caught_by,
+            also=also,
         )  # fmt: skip
 
     return entry

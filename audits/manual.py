@@ -113,7 +113,7 @@ def _fault(fault: Fault) -> str:
         f"{fault.operation}.{fault.name}, a known fault",
         f"Why: {fault.why}",
         f"Effect: {fault.effect}",
-        f"Where it happened: {fault.link}",
+        f"Where it happened: {', '.join((fault.link, *fault.also))}",
         f"Caught by: {', '.join(fault.caught_by)}",
     )
     return "\n".join(parts)

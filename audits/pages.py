@@ -181,17 +181,19 @@ def _fault_pages() -> Iterator[tuple[PurePosixPath, str]]:
             rule_of(fault),
             _markdown(fault.why),
             f"## Effect\n\n{_upper(_markdown(fault.effect))}",
-            f"## Where it happened\n\n{_link(fault)}",
+            f"## Where it happened\n\n{_links(fault)}",
             "## Caught by\n\n" + "\n".join(f"* {_law_link(fault, name)}" for name in fault.caught_by),
             f"See it convicted: `assay audit {fault.operation} --candidate fault:{fault.name}`.",
         )
         yield PurePosixPath(f"faults/{rule_of(fault)}.md"), text
 
 
-def _link(fault: Fault) -> str:
-    if fault.link.startswith("http"):
-        return f"<{fault.link}>"
-    return f"{_upper(fault.link or CONSTRUCTED)}."
+def _links(fault: Fault) -> str:
+    return "\n\n".join(map(_link, (fault.link or CONSTRUCTED, *fault.also)))
+
+
+def _link(link: str) -> str:
+    return f"<{link}>" if link.startswith("http") else f"{_upper(link)}."
 
 
 def _law_link(fault: Fault, law: str) -> str:

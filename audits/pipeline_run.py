@@ -37,7 +37,7 @@ class BatchCall:
     ``positions`` asks the model for the positions that it uses, which is cheap, ``run`` for all that it gives, with
     ``items`` as ``num_items_in_batch`` (0: without) and with ``gradients``. ``texts`` asks for what each token decodes
     to. ``dtype`` is that of the model: float64, or float32. ``negative`` is the number, from 1 on, of a picture of the
-    first sample that its negative is put in the place of.
+    first sample that its negative is put in the place of; with ``corner`` that of its upper left quarter alone.
     """
 
     samples: tuple[int, ...] = ()
@@ -49,6 +49,7 @@ class BatchCall:
     gradients: bool = False
     texts: bool = False
     negative: int = 0
+    corner: bool = False
     dtype: str = "float64"
     device: str = "cpu"
 
@@ -67,7 +68,7 @@ class Runner:
         self.sites: dict[str, int] = {}
         self._read: dict[str, dict[str, Any]] = {}
         try:
-            self._batch((0,), "")
+            self._batch((0,), BatchCall())
         except BadUsage:
             raise
         except Exception:  # noqa: BLE001, S110 - foreign code may raise anything; each call says so again, in a finding
@@ -79,7 +80,7 @@ class Runner:
         Inexpressible where the dataset has no such sample, or no tokenizer says where padding goes.
         """
         chosen = self._chosen(call)
-        batch, record = self._batch(chosen, call.side, call.negative)
+        batch, record = self._batch(chosen, call)
         record |= self._told(batch, call)
         out = {f"batch.{name}": tensor for name, value in batch.items() if (tensor := _tensor(value)) is not None}
         if call.run or call.positions:
@@ -100,12 +101,13 @@ class Runner:
         with seeded(index):
             return self._pipeline.dataset[index]
 
-    def _batch(self, chosen: tuple[int, ...], side: str, negative: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _batch(self, chosen: tuple[int, ...], call: BatchCall) -> tuple[dict[str, Any], dict[str, Any]]:
         """The batch, and what the samples say of themselves."""
+        side = call.side
         samples = [self._sample(index) for index in chosen]
         before = [digest(sample) for sample in samples]
-        if negative:
-            samples = [_negative(samples[0], negative), *samples[1:]]
+        if call.negative:
+            samples = [_negative(samples[0], call.negative, corner=call.corner), *samples[1:]]
         said = [self._said(sample, key) for sample, key in zip(samples, before, strict=True)]
         with padded_on(self._pipeline, side) as sided, seeded(SEED):
             if side and not sided:
@@ -207,8 +209,8 @@ class Runner:
             return forward(model, batch, items=call.items, gradients=call.gradients)
 
 
-def _negative(sample: Any, number: int) -> Any:
-    found = inverted(sample, number)
+def _negative(sample: Any, number: int, *, corner: bool) -> Any:
+    found = inverted(sample, number, corner=corner)
     if found is None:
         raise Inexpressible("the sample has no such picture, or one that is the same")
     return found

@@ -121,17 +121,23 @@ def _held(sample: Any) -> list[Any]:
     return found
 
 
-def inverted(sample: Any, number: int) -> Any:
+def inverted(sample: Any, number: int, *, corner: bool = False) -> Any:
     """A sample whose image of a number, from 1 on, is its negative, wherever the sample holds it.
 
-    None where it has no such image in 8 bits, or another that is the same.
+    With ``corner`` its upper left quarter alone is. None where it has no such image in 8 bits, or another that is the
+    same.
     """
     held = _held(sample)
     if number > len(held) or not all(hasattr(item, "getexif") and item.mode in {"L", "RGB"} for item in held):
         return None
     wanted = held[number - 1]
     same = [item for item in held if _alike(item, wanted)]
-    return None if len(same) > 1 else _replaced(sample, wanted, wanted.point(lambda value: 255 - value))
+    if len(same) > 1:
+        return None
+    box = (0, 0, wanted.width // 2, wanted.height // 2) if corner else (0, 0, wanted.width, wanted.height)
+    other = wanted.copy()
+    other.paste(wanted.crop(box).point(lambda value: 255 - value), box)
+    return _replaced(sample, wanted, other)
 
 
 def _alike(one: Any, other: Any) -> bool:

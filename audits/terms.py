@@ -246,7 +246,7 @@ class Law:
 class Fault:
     """A known wrong form of an operation, with the laws that must catch it.
 
-    ``wrong`` is a whole implementation (inputs record in, named tensors out).
+    ``wrong`` is a whole implementation (inputs record in, named tensors out). ``also``: where else it happened.
     """
 
     name: str
@@ -256,6 +256,7 @@ class Fault:
     link: str
     wrong: Implementation
     caught_by: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
 from assay.audits import cases, registry, wire
-from assay.audits.components.label_mask import conversations, labels, processors, reading, templates, vocabularies
+from assay.audits.components.label_mask import (
+    conversations,
+    labels,
+    processors,
+    reading,
+    sentence_pieces,
+    templates,
+    vocabularies,
+)
 from assay.audits.run import Options, audit
 from assay.audits.terms import Verdict
 
@@ -28,10 +37,16 @@ def test_every_id_stands_for_its_bytes(vocabulary: str, text: str) -> None:
     if vocabulary == "qwen" and vocabularies.missing():
         pytest.skip(str(vocabularies.missing()))
     tokenizer = processors.tokenizer(vocabulary, "qwen2_5")
-    words = reading.spellings(vocabulary)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert b"".join(words[token] for token in ids) == text.encode()
-    assert tokenizer.decode(ids) == text
+    assert b"".join(map(bytes, reading.without_added_blanks(ids, vocabulary, text.encode()))) == text.encode()
+    if vocabulary not in sentence_pieces.PREFIXED:
+        assert tokenizer.decode(ids) == text
+
+
+def test_a_blank_in_front_is_the_tokenizers_own() -> None:
+    words = reading.spellings("llama")
+    ids = processors.tokenizer("llama", "qwen2_5")("Yes<|im_end|>\nNo", add_special_tokens=False)["input_ids"]
+    assert b"".join(words[token] for token in ids) == b" Yes<|im_end|> \nNo"
 
 
 def test_special_tokens_are_one_id_each() -> None:
@@ -50,7 +65,14 @@ def test_the_notation() -> None:
     assert turns[1].text.count(turns[2].text) == 2
 
 
-@pytest.mark.parametrize("text", ["", "x", "u a.loud", "u.i3x4 a", "u.i4x0"])
+def test_calls_of_tools_are_their_own() -> None:
+    plain, called = (conversations.write(conversations.parse(f"u a{call} t"), 5, 0) for call in ("", ".calls"))
+    assert [turn.text for turn in plain] == [turn.text for turn in called]
+    assert len(called[1].calls) == 3
+    assert isinstance(json.loads(called[1].calls[0].arguments), dict)
+
+
+@pytest.mark.parametrize("text", ["", "x", "u a.loud", "u.i3x4 a", "u.i4x0", "u.call a"])
 def test_what_is_no_conversation_is_told(text: str) -> None:
     with pytest.raises(ValueError, match="expected|even numbers"):
         conversations.parse(text)
@@ -61,7 +83,7 @@ def test_a_case_from_the_command_is_held_to_the_notation() -> None:
     assert cases.parse(operation, '{"samples":["u a.empty"],"template":"gemma"}').template == "gemma"
     with pytest.raises(cases.BadCase, match="expected turns such as"):
         cases.parse(operation, '{"samples":["u a.loud"]}')
-    with pytest.raises(cases.BadCase, match="expected one of small, greedy, qwen"):
+    with pytest.raises(cases.BadCase, match="expected one of small, greedy, llama, gemma, unigram, qwen"):
         cases.parse(operation, '{"vocabulary":"large"}')
 
 

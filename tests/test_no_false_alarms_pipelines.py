@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from assay.audits import registry
@@ -115,6 +116,19 @@ class Numbered(Packer):
         return {**batch, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "seq_idx": index}
 
 
+class Mirrored(Collator):
+    """Mirrors pictures and doubles their sides, which blurs the borders of what they show."""
+
+    def one(self, messages: Any) -> dict[str, Any]:
+        def turned(part: dict[str, Any]) -> dict[str, Any]:
+            if part["type"] != "image":
+                return part
+            picture = ImageOps.mirror(part["image"])
+            return {**part, "image": picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BICUBIC)}
+
+        return super().one([{**item, "content": list(map(turned, item["content"]))} for item in messages])
+
+
 def _left() -> Collator:
     made = Collator(FAMILY)
     made.processor.tokenizer.padding_side = "left"
@@ -206,6 +220,7 @@ RIGHT: dict[str, Callable[[], Any]] = {
     "last turn": lambda: pipeline(LastTurn(FAMILY)),
     "longest first": lambda: pipeline(Longest(FAMILY)),
     "positions given": lambda: pipeline(Told(FAMILY)),
+    "mirrored": lambda: pipeline(Mirrored(FAMILY)),
     "left": lambda: pipeline(_left()),
     "a closure": _closure,
     "augmented conversations": lambda: pipeline(OfConversations(FAMILY), Shouting(4)),

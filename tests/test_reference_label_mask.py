@@ -58,6 +58,20 @@ def test_any_answer(answer: str) -> None:
     assert _decoded(*_label([ASK, {"role": "assistant", "content": answer}])) == [answer + IM_END]
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "template"), [*((name, "qwen2_5") for name in vocabularies.SENTENCE_PIECES), ("llama", "plain")]
+)
+@pytest.mark.parametrize("answer", ["Yes", " Yes", "\u732b \U0001f408\u200d\u2b1b"])
+def test_answers_in_sentence_pieces(vocabulary, template, answer) -> None:
+    found = _decoded(*_label([ASK, {"role": "assistant", "content": answer}, ASK, YES], template, vocabulary))
+    assert found == [f"{text}{templates.TEMPLATES[template].end_of_turn}" for text in (answer, "Yes")]
+
+
+def test_pieces_over_the_border_are_named() -> None:
+    with pytest.raises(ValueError, match="a token holds '.nY', of which only a part is trained"):
+        _label([ASK, YES], "plain", "gemma")
+
+
 def test_thoughts_of_earlier_turns_are_not_there_to_be_trained() -> None:
     thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nNo"}
     found = _decoded(*_label([ASK, thought, ASK, thought], "qwen3"))
@@ -72,6 +86,21 @@ def test_tool_results_are_not_trained() -> None:
     tool = {"role": "tool", "content": "Yes"}
     call = {"role": "assistant", "content": "<tool_call>look</tool_call>"}
     assert _decoded(*_label([ASK, call, tool, tool, YES])) == [f"{call['content']}{IM_END}", f"Yes{IM_END}"]
+
+
+@pytest.mark.parametrize("template", ["qwen2_5", "generation", "qwen3"])
+@pytest.mark.parametrize("said", ["I look.", "", None])
+def test_calls_of_tools_are_trained_and_what_comes_back_is_not(template, said) -> None:
+    arguments = {"box": [1, 2], "a": "caf\u00e9"}
+    calls = [{"type": "function", "function": {"name": name, "arguments": arguments}} for name in ("crop", "read")]
+    asked = {"role": "assistant", "content": said, "tool_calls": calls}
+    tool = {"role": "tool", "content": "Yes"}
+    written = "\n".join(
+        f'<tool_call>\n{{"name": "{name}", "arguments": {{"box": [1, 2], "a": "caf\u00e9"}}}}\n</tool_call>'
+        for name in ("crop", "read")
+    )
+    text = f"{said}\n{written}" if said else written
+    assert _decoded(*_label([ASK, asked, tool, tool, YES], template)) == [f"{text}{IM_END}", f"Yes{IM_END}"]
 
 
 def test_everything_is_trained_but_placeholders() -> None:

@@ -106,6 +106,17 @@ def labels_padded_with_zero(inputs: Inputs) -> Outputs:
     return {**found, "labels": found["labels"].masked_fill(_padding(inputs, found["labels"].shape[1]), 0)}
 
 
+@fault(NAME, "pads", link="https://github.com/axolotl-ai-cloud/axolotl/pull/2227")
+def labels_padded_like_ids(inputs: Inputs) -> Outputs:
+    """Labels are a copy of the ids that was made after padding, as it does no harm where rows are packed.
+
+    Effect: where they are not, the model is trained to write pads, the more the more ragged a batch is.
+    """
+    found = dict(reference(inputs))
+    hidden = _padding(inputs, found["labels"].shape[1])
+    return {**found, "labels": torch.where(hidden, found["input_ids"], found["labels"])}
+
+
 @fault(NAME, "pads")
 def mask_of_ones(inputs: Inputs) -> Outputs:
     """The attention mask is made after padding, from the shape.

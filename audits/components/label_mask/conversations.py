@@ -1,11 +1,12 @@
 """Conversations in a short notation, with what makes them hard: ``s u.i4x6.echo a.space u a``.
 
 A turn is a letter (s system, u user, a assistant, t tool) with its features after dots: ``i4x6`` is an image of 4 x 6
-patches, the rest are flavours of its text.
+patches, ``call`` and ``calls`` are a call of a tool and several at once, the rest are flavours of its text.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable
@@ -28,6 +29,9 @@ FLAVOURS = (
     "space", "blank", "newline", "empty", "long", "wide", "roles", "marked", "think", "same", "echo", "placeholder",
     "letter", "shout", "split",
 )  # fmt: skip
+CALLS = {"call": 1, "calls": 3}
+"""How many tools a turn of the assistant's calls, by the word for it."""
+TOOLS = ("find", "crop", "read_sign", "compare")
 _TURN = re.compile(r"([suat])((?:\.[a-z0-9]+)*)")
 _IMAGE = re.compile(r"i(\d+)x(\d+)")
 ALIKE = "assistant\nI am the assistant. user\nSo you say: ### Assistant:\nmodel"
@@ -37,10 +41,18 @@ MARKED = "<|im_end|>\n<|im_start|>assistant\nnot mine<|im_end|><start_of_turn>mo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
-    """One message. ``images`` are places in the images of the batch.
+class Call:
+    """A tool that is called, with the arguments as JSON."""
 
-    ``late``: they follow the text; ``split``: the text is two parts, and they stand between them.
+    tool: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One message. ``images`` are places in the images of the batch; ``calls`` follow the text.
+
+    ``late``: images follow the text; ``split``: the text is two parts, and they stand between them.
     """
 
     role: str
@@ -48,6 +60,7 @@ class Turn:
     images: tuple[int, ...] = ()
     late: bool = False
     split: bool = False
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +70,7 @@ class Sketch:
     role: str
     images: tuple[tuple[int, int], ...]
     flavours: frozenset[str]
+    calls: int = 0
 
 
 def parse(text: str) -> tuple[Sketch, ...]:
@@ -71,13 +85,16 @@ def _sketch(word: str) -> Sketch:
     match = _TURN.fullmatch(word)
     parts = match.group(2).split(".")[1:] if match else []
     sizes = [size for part in parts if (size := _IMAGE.fullmatch(part))]
-    flavours = [part for part in parts if not _IMAGE.fullmatch(part)]
+    calls = sum(CALLS.get(part, 0) for part in parts)
+    flavours = [part for part in parts if not _IMAGE.fullmatch(part) and part not in CALLS]
     if match is None or not set(flavours) <= set(FLAVOURS):
         raise ValueError(f"expected turns such as u.i4x6.echo, with flavours of {', '.join(FLAVOURS)}; got {word!r}")
+    if calls and match.group(1) != "a":
+        raise ValueError(f"expected calls of tools in turns of the assistant's alone, got {word!r}")
     images = tuple((int(size[1]), int(size[2])) for size in sizes)
     if any(side < 2 or side % 2 for size in images for side in size):
         raise ValueError(f"the sides of an image are even numbers of patches, got {word!r}")
-    return Sketch(role=ROLES[match.group(1)], images=images, flavours=frozenset(flavours))
+    return Sketch(role=ROLES[match.group(1)], images=images, flavours=frozenset(flavours), calls=calls)
 
 
 def write(sketches: tuple[Sketch, ...], seed: int, first_image: int) -> tuple[Turn, ...]:
@@ -94,8 +111,24 @@ def write(sketches: tuple[Sketch, ...], seed: int, first_image: int) -> tuple[Tu
         images = tuple(range(first_image, first_image + len(sketch.images)))
         first_image += len(images)
         late, split = bool(images) and place % 2 == 1, "split" in sketch.flavours
-        turns.append(Turn(role=sketch.role, text=text, images=images, late=late, split=split))
+        calls = _calls(sketch.calls, seed + place)
+        turns.append(Turn(role=sketch.role, text=text, images=images, late=late, split=split, calls=calls))
     return tuple(turns)
+
+
+def _calls(count: int, seed: int) -> tuple[Call, ...]:
+    """Calls whose arguments are of all kinds, in an order that is not the alphabet's."""
+    draw = random.Random(f"calls {seed}")  # their own: conversations without any are as they were
+    return tuple(
+        Call(
+            tool=draw.choice(TOOLS),
+            arguments=json.dumps({
+                "what": draw.choice(SENTENCES), "box": draw.choices(range(100), k=4), "sure": draw.choice((True, None)),
+                "about": {"caf\u00e9": draw.choice(QUESTIONS), "at": draw.random()},
+            }),
+        )
+        for _ in range(count)
+    )  # fmt: skip
 
 
 def _answer(sketch: Sketch, draw: random.Random) -> str:

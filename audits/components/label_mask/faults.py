@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from assay.audits.components.label_mask import (
     collate_faults,
+    label_call_faults,
     label_conduct_faults,
     label_edge_faults,
     label_faults,
@@ -14,6 +15,7 @@ from assay.audits.components.label_mask import (
 FAULTS = (
     *label_faults.FAULTS,
     *label_search_faults.FAULTS,
+    *label_call_faults.FAULTS,
     *label_conduct_faults.FAULTS,
     *label_edge_faults.FAULTS,
     *truncate_faults.FAULTS,

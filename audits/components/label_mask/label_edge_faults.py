@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
-from assay.audits.components.label_mask import label_forms
+from assay.audits.components.label_mask import label_forms, reading, sentence_pieces
 from assay.audits.components.label_mask.conversations import Turn
 from assay.audits.components.label_mask.drafts import Draft, Labels, each
 from assay.audits.components.label_mask.labels import NAME, Inputs, reference
@@ -47,6 +48,59 @@ def images_left_as_the_template_writes_them(inputs: Inputs) -> Outputs:
         ids, labels = draft.ids, draft.labels
         kept = [place for place, own in enumerate(ids) if own not in hidden or place == 0 or ids[place - 1] != own]
         return [ids[place] for place in kept], [labels[place] for place in kept]
+
+    return each(inputs, wrong)
+
+
+@fault(NAME, "spelled", link="https://github.com/huggingface/transformers/issues/26273")
+def pieces_encoded_one_by_one(inputs: Inputs) -> Outputs:
+    """The text is cut at the borders of answers, and each piece encoded by itself, with what a tokenizer adds to it.
+
+    Effect: with Llama's every answer is trained with a blank in front that no prompt has; byte-level ones add nothing.
+    """
+
+    def wrong(draft: Draft) -> tuple[list[int], Labels]:
+        ids: list[int] = []
+        labels: Labels = []
+        edges = [0, *(edge for run in draft.runs() for edge in run), len(draft.ids)]
+        for place, (start, stop) in enumerate(itertools.pairwise(edges)):
+            added = [draft.token(sentence_pieces.BLANK)] if place % 2 and _adds_blanks(draft) else []
+            ids += [*added, *draft.ids[start:stop]]
+            labels += [*added, *draft.labels[start:stop]]
+        return ids, labels
+
+    return each(inputs, wrong)
+
+
+def _adds_blanks(draft: Draft) -> bool:
+    return draft.inputs.vocabulary in sentence_pieces.PREFIXED
+
+
+@fault(NAME, "prompts")
+def answers_measured_with_a_blank_in_front(inputs: Inputs) -> Outputs:
+    """As many tokens are trained, back from its end, as an answer has by itself.
+
+    Effect: with a tokenizer that adds a blank in front of a text, the last token of each header is trained.
+    """
+
+    def wrong(draft: Draft) -> Labels:
+        headers = {start - 1 for start, _ in draft.runs() if _adds_blanks(draft)}
+        return [draft.ids[place] if place in headers else label for place, label in enumerate(draft.labels)]
+
+    return each(inputs, wrong)
+
+
+@fault(NAME, "answers")
+def one_token_for_each_letter(inputs: Inputs) -> Outputs:
+    """The map from letters to tokens holds one token each; a letter that is written as bytes has up to four.
+
+    Effect: the first byte of rare letters is trained and the others are not: the model writes broken ones.
+    """
+
+    def wrong(draft: Draft) -> Labels:
+        spelled = reading.spellings(draft.inputs.vocabulary)
+        continued = {token for token, word in spelled.items() if word and 0x80 <= word[0] < 0xC0}
+        return [IGNORE if token in continued else label for token, label in zip(draft.ids, draft.labels, strict=True)]
 
     return each(inputs, wrong)
 

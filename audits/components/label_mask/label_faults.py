@@ -102,7 +102,10 @@ def prompt_of_the_last_turn_masked(inputs: Inputs) -> Outputs:
     return each(inputs, wrong)
 
 
-@fault(NAME, "later", "answers", link="https://github.com/NVIDIA-NeMo/Speech/pull/16284")
+@fault(
+    NAME, "later", "answers", link="https://github.com/NVIDIA-NeMo/Speech/pull/16284",
+    also=("https://github.com/zai-org/GLM-4/pull/803",),
+)  # fmt: skip
 def only_the_last_turn(inputs: Inputs) -> Outputs:
     """The ids are searched backwards for the last of the assistant's turns.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from assay.audits.components.label_mask import templates
+from assay.audits.components.label_mask import templates, vocabularies
 from assay.audits.terms import Form, Outputs
 from assay.reference.label_mask import IGNORE
 
 if TYPE_CHECKING:
+    from assay.audits.components.label_mask.conversations import Turn
     from assay.audits.components.label_mask.labels import Inputs
 
 Row = Mapping[str, Any]
@@ -31,8 +33,17 @@ def messages(inputs: Inputs, sample: int) -> list[dict[str, Any]]:
         first, words = ([{"type": "text", "text": text}] for text in (turn.text[:half], turn.text[half:]))
         content: Any = [*words, *pictures] if turn.late else [*pictures, *words]
         content = [*first, *pictures, *words] if turn.split else content
-        made.append({"role": turn.role, "content": content if inputs.parts or pictures else turn.text})
+        said = {"role": turn.role, "content": content if inputs.parts or pictures else turn.text}
+        made.append({**said, "tool_calls": _tool_calls(turn)} if turn.calls else said)
     return made
+
+
+def _tool_calls(turn: Turn) -> list[dict[str, Any]]:
+    """Calls as chat templates take them: the arguments are a dict."""
+    return [
+        {"type": "function", "function": {"name": call.tool, "arguments": json.loads(call.arguments)}}
+        for call in turn.calls
+    ]
 
 
 def pictures(inputs: Inputs, sample: int) -> list[Any]:
@@ -175,9 +186,17 @@ def _legible(inputs: Inputs) -> str | None:
     return f"ids do not tell a {typed} that somebody typed from the template's" if typed else None
 
 
+def _byte_level(inputs: Inputs) -> str | None:
+    """What Qwen's markers are written into is not asked about vocabularies of another kind than Qwen's."""
+    other = inputs.vocabulary in vocabularies.SENTENCE_PIECES
+    return "the form has Qwen's markers, and byte-level vocabularies as Qwen's is" if other else None
+
+
 def _fixed(form: Form, train: str = "assistant", **fixes: str) -> Form:
     """The form for functions that train one thing; ``fixes`` are further fields that they take for granted."""
-    return dataclasses.replace(form, accepts=_all(_only(train), form.accepts), fixes={"train": train, **fixes})
+    more = [_byte_level] if "template" in fixes else []
+    accepts = _all(_only(train), form.accepts, *more)
+    return dataclasses.replace(form, accepts=accepts, fixes={"train": train, **fixes})
 
 
 def _told(form: Form, summary: str) -> Form:
@@ -243,7 +262,7 @@ FORMS = (
         summary="function(input_ids, tokenizer) -> labels [S] of one conversation, found by Qwen's role markers",
         parameters=("input_ids", "tokenizer"),
         call=_mask,
-        accepts=_all(_only("assistant"), _legible),
+        accepts=_all(_only("assistant"), _legible, _byte_level),
         fixes={"train": "assistant", **CHATML},
     ),
     *(_named(form, suffix, what, **fixes) for form in _ALONE for suffix, what, fixes in _VARIANTS),

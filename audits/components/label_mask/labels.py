@@ -116,6 +116,8 @@ def supports(case: Case) -> str | None:
     typed = any("placeholder" in sketch.flavours for turns in every for sketch in turns)
     if typed and any(sketch.images for turns in every for sketch in turns):
         return "a processor takes a placeholder that is typed for one of its images"
+    if not templates.TEMPLATES[case.template].calling and any(sketch.calls for turns in every for sketch in turns):
+        return "the template writes no calls of tools"
     if case.template not in _THOUGHTLESS:
         return None
     tools = any(sketch.role == "tool" for turns in every for sketch in turns)
@@ -145,6 +147,33 @@ CASES = {
     "spaces": Case(samples=("u a.space u a.blank", "u a.newline u a"), seed=9),
     "empty": Case(samples=("u a.empty u a", "u.empty a u a.empty"), seed=10),
     "tool": Case(samples=("s u a t a u a", "u a t t a"), seed=11, template="generation"),
+    "calls": Case(samples=("s u a.call t a", "u a.calls.empty t t t a u a.call.long t a"), seed=41),
+    "calls-marked": Case(
+        samples=("u a.calls t t t a.call.empty t a.wide", "u.i4x6 a.call"), seed=42, template="generation"
+    ),
+    "calls-text": Case(samples=("u a.call.empty t a", "u a.calls.space u a"), seed=43, pad="eos", side="left"),
+    "calls-thoughts": Case(samples=("u a.think.call u a.calls.think",), seed=44, template="qwen3"),
+    "blanks-in-front": Case(
+        samples=("s u.echo a.space u a.blank", "u a.wide u a.marked u a.empty"), seed=45, vocabulary="llama"
+    ),
+    "blanks-in-front-plain": Case(
+        samples=("u a.space u a.roles", "u.i4x6 a"), seed=46, vocabulary="llama", template="plain"
+    ),
+    "ends-of-lines-merge": Case(
+        samples=("u.newline a.newline u.wide a.newline.wide", "s u.i2x4 a.space u a"),
+        seed=47,
+        vocabulary="gemma",
+        template="gemma",
+        pad="eos",
+        side="left",
+    ),
+    "sentence-calls": Case(
+        samples=("u a.calls t t t a.wide", "u a"), seed=48, vocabulary="gemma", template="generation"
+    ),
+    "likeliest-pieces": Case(samples=("u.echo a u a.space.wide", "u.i4x6 a.newline"), seed=49, vocabulary="unigram"),
+    "likeliest-pieces-plain": Case(
+        samples=("u.echo a u a.newline", "u a.blank"), seed=50, vocabulary="unigram", template="plain", pad="eos"
+    ),
     "greets": Case(samples=("a u a", "u a"), seed=12),
     "in-a-row": Case(samples=("u a a u u a",), seed=13),
     "twice-in-a-row": Case(samples=("s s u a a.same u a s u a",), seed=39),
@@ -185,7 +214,7 @@ def strategy() -> st.SearchStrategy[Case]:
     flavour = st.sampled_from(("", "", "", *(f".{name}" for name in conversations.FLAVOURS if name != "placeholder")))
     image = st.sampled_from(("", "", "", ".i4x6", ".i2x2", ".i8x2.i2x4"))
     asked = st.builds("u{}{}".format, image, flavour)
-    answered = st.builds("a{}".format, flavour)
+    answered = st.builds("a{}{}".format, flavour, st.sampled_from(("", "", "", ".call t a", ".calls t t t a")))
     exchange = st.builds("{} {}".format, asked, answered)
     start = st.sampled_from(("", "", "s ", "s.roles ", "a ", "s.marked "))
     conversation = st.builds("{}{}".format, start, st.lists(exchange, min_size=1, max_size=3).map(" ".join))
@@ -193,7 +222,7 @@ def strategy() -> st.SearchStrategy[Case]:
         Case,
         seed=st.integers(0, 1000),
         samples=st.lists(conversation, min_size=1, max_size=3).map(tuple),
-        vocabulary=st.sampled_from(("small", "greedy")),
+        vocabulary=st.sampled_from(("small", "greedy", *vocabularies.SENTENCE_PIECES)),
         template=st.sampled_from(tuple(templates.TEMPLATES)),
         train=st.sampled_from(("assistant", "assistant", "last", "all")),
         pad=st.sampled_from(("own", "eos")),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from assay.audits.components.label_mask import label_forms, templates, vocabularies
+from assay.audits.components.label_mask import label_forms, sentence_pieces, templates, vocabularies
 from assay.audits.components.label_mask.labels import Inputs
 from assay.audits.terms import Outputs
 from assay.reference import label_mask
@@ -67,7 +67,9 @@ class Illegible(ValueError):
 def expected(inputs: Inputs, sample: int) -> Expected:
     """What is to be trained on of a conversation, by the specification."""
     own = inputs.of(sample)
-    named = tuple((turn.role, turn.text, len(turn.images), turn.late, turn.split) for turn in own.conversations[0])
+    named = tuple(
+        (turn.role, turn.text, len(turn.images), turn.late, turn.split, turn.calls) for turn in own.conversations[0]
+    )
     return _expected(_Key(inputs=own, key=(named, inputs.template, inputs.train, inputs.parts)))
 
 
@@ -125,17 +127,17 @@ def read(inputs: Inputs, outputs: Outputs) -> tuple[tuple[Piece, ...], ...]:
         found.append(tuple(
             Piece(sample=sample, place=place, token=tokens[place], span=span, label=own[place])
             for place, span in zip(places, spans, strict=True)
+            if span is None or span[0] < span[1]  # a blank that the tokenizer added may be trained or not
         ))  # fmt: skip
     return tuple(found)
 
 
 def _spelled(ids: Sequence[int], text: bytes, inputs: Inputs, sample: int) -> Iterator[Span | None]:
     """The bytes of the rendering that each id holds; a run of placeholders stands for any other run of them."""
-    words = spellings(inputs.vocabulary)
+    words = without_added_blanks(ids, inputs.vocabulary, text)
     hidden = {word.encode() for word in PLACEHOLDERS}
     at, before = 0, False
-    for place, token in enumerate(ids):
-        word = words.get(token)
+    for place, (token, word) in enumerate(zip(ids, words, strict=True)):
         if word in hidden:
             if not before:
                 at, start = _past(text, at, hidden), at
@@ -151,6 +153,20 @@ def _spelled(ids: Sequence[int], text: bytes, inputs: Inputs, sample: int) -> It
         at += len(word)
     if text[at:].strip():  # what stands after the last turn's terminator may be left off
         raise Illegible(f"conversation {sample}: the ids end before {shown(text[at : at + 40])}")
+
+
+def without_added_blanks(ids: Sequence[int], vocabulary: str, text: bytes) -> Iterator[bytes | None]:
+    """What each id spells of a text, less the blank that the tokenizer itself writes in front of it or of a section.
+
+    None for an id that is not in the vocabulary.
+    """
+    words, special = spellings(vocabulary), vocabularies.backend(vocabulary).get_added_tokens_decoder()
+    prefixed = sentence_pieces.PREFIXED.get(vocabulary)
+    added = prefixed == "sections" or (prefixed == "start" and not text.startswith(b" "))
+    for token in ids:
+        word = words.get(token)
+        yield word.removeprefix(b" ") if added and word else word
+        added = prefixed == "sections" and token in special
 
 
 def image_sizes(inputs: Inputs, sample: int, processor: Any) -> list[int]:
@@ -182,14 +198,13 @@ def shown(text: bytes) -> str:
     return repr(words if len(words) <= 80 else f"{words[:38]} ... {words[-38:]}")
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def spellings(vocabulary: str) -> dict[int, bytes]:
     """The bytes that each id of a vocabulary stands for."""
     made = vocabularies.backend(vocabulary)
     special = {token: word.content for token, word in made.get_added_tokens_decoder().items()}
-    octet = {letter: byte for byte, letter in vocabularies.byte_letters().items()}
     return {
-        token: special[token].encode() if token in special else bytes(map(octet.__getitem__, word))
+        token: special[token].encode() if token in special else vocabularies.spelling(vocabulary, word)
         for word, token in made.get_vocab(with_added_tokens=True).items()
     }
 

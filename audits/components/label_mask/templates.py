@@ -15,7 +15,8 @@ SPECIAL = (
 """In the order of Qwen's own ids, so that the real vocabulary gives them the ids of the published models."""
 
 _BODY = (
-    "{%- macro body(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}{%- for part in content -%}"
+    "{%- macro body(content) -%}{%- if content is none -%}{%- elif content is string -%}{{- content -}}{%- else -%}"
+    "{%- for part in content -%}"
     "{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>"
     "{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>"
     "{%- else -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
@@ -26,15 +27,27 @@ _DEFAULT = (
 )
 _TOOL = (
     "{%- if message.role == 'tool' -%}"
-    "{{- '<|im_start|>user\n<tool_response>\n' -}}{{- body(message.content) -}}"
-    "{{- '\n</tool_response><|im_end|>\n' -}}"
+    "{{- '<|im_start|>user' if loop.first or messages[loop.index0 - 1].role != 'tool' else '' -}}"
+    "{{- '\n<tool_response>\n' -}}{{- body(message.content) -}}{{- '\n</tool_response>' -}}"
+    "{{- '<|im_end|>\n' if loop.last or messages[loop.index0 + 1].role != 'tool' else '' -}}"
 )
-_TURN = "{{- '<|im_start|>' ~ message.role ~ '\n' -}}{{- body(message.content) -}}{{- '<|im_end|>\n' -}}"
+_CALLS = (
+    "{%- macro calls(message) -%}{%- for call in message.tool_calls or [] -%}{%- set call = call.function or call -%}"
+    "{{- '\n' if message.content or not loop.first else '' -}}"
+    '{{- \'<tool_call>\n{"name": "\' ~ call.name ~ \'", "arguments": \' ~ (call.arguments | tojson) -}}'
+    "{{- '}\n</tool_call>' -}}{%- endfor -%}{%- endmacro -%}"
+)
+_TURN = (
+    "{{- '<|im_start|>' ~ message.role ~ '\n' -}}{{- body(message.content) -}}{{- calls(message) -}}"
+    "{{- '<|im_end|>\n' -}}"
+)
+_CHATML = _BODY + _CALLS
 _PROMPT = "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 _EACH, _END = "{%- for message in messages -%}", "{%- endif -%}{%- endfor -%}"
 _MARKED = (
     "{%- elif message.role == 'assistant' -%}{{- '<|im_start|>assistant\n' -}}"
-    "{%- generation -%}{{- body(message.content) -}}{{- '<|im_end|>' -}}{%- endgeneration -%}{{- '\n' -}}"
+    "{%- generation -%}{{- body(message.content) -}}{{- calls(message) -}}{{- '<|im_end|>' -}}"
+    "{%- endgeneration -%}{{- '\n' -}}"
 )
 _THOUGHTLESS = (
     "{%- set state = namespace(last=-1) -%}{%- for message in messages -%}"
@@ -44,7 +57,7 @@ _ANSWER = (
     "{%- elif message.role == 'assistant' -%}{%- set text = body(message.content) -%}"
     "{%- if '</think>' in text and loop.index0 < state.last -%}"
     "{%- set text = text.split('</think>')[-1].lstrip('\n') -%}{%- endif -%}"
-    "{{- '<|im_start|>assistant\n' -}}{{- text -}}{{- '<|im_end|>\n' -}}"
+    "{{- '<|im_start|>assistant\n' -}}{{- text -}}{{- calls(message) -}}{{- '<|im_end|>\n' -}}"
 )
 _GEMMA = (
     "{%- set lead = body(messages[0].content) ~ '\n\n' if messages[0].role == 'system' else '' -%}"
@@ -81,14 +94,19 @@ class Template:
     opening: str = "<|im_start|>"
     bos: str = ""
 
+    @property
+    def calling(self) -> bool:
+        """Whether it writes the calls of tools."""
+        return "tool_calls" in self.source
+
 
 TEMPLATES = {
-    "qwen2_5": Template(source=_BODY + _DEFAULT + _EACH + _TOOL + "{%- else -%}" + _TURN + _END + _PROMPT),
+    "qwen2_5": Template(source=_CHATML + _DEFAULT + _EACH + _TOOL + "{%- else -%}" + _TURN + _END + _PROMPT),
     "generation": Template(
-        source=_BODY + _DEFAULT + _EACH + _TOOL + _MARKED + "{%- else -%}" + _TURN + _END + _PROMPT, marked=True
+        source=_CHATML + _DEFAULT + _EACH + _TOOL + _MARKED + "{%- else -%}" + _TURN + _END + _PROMPT, marked=True
     ),
     "qwen3": Template(
-        source=_BODY + _THOUGHTLESS + _EACH + _TOOL + _ANSWER + "{%- else -%}" + _TURN + _END + _PROMPT, thoughts=True
+        source=_CHATML + _THOUGHTLESS + _EACH + _TOOL + _ANSWER + "{%- else -%}" + _TURN + _END + _PROMPT, thoughts=True
     ),
     "gemma": Template(
         source=BOS + _BODY + _GEMMA, end_of_turn="<end_of_turn>", eos="<|endoftext|>", header="<start_of_turn>model\n",
@@ -100,5 +118,5 @@ TEMPLATES = {
     ),
 }  # fmt: skip
 """Qwen's with a default system prompt; the same with the assistant's text marked; one that leaves out the thoughts of
-earlier turns; Gemma's, which begins with a token that its tokenizer adds too, and whose end of turn is not its
-end of text; and one without special tokens but that at the end."""
+earlier turns. All three write calls of tools, and the answers of several in one turn. Gemma's begins with a token that
+its tokenizer adds too, and its end of turn is not its end of text; the last is without special tokens but the end."""

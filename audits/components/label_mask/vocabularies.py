@@ -1,4 +1,4 @@
-"""Byte-pair vocabularies without a hub: small ones trained on the spot, and a real one if its package is installed."""
+"""Vocabularies without a hub: small ones trained on the spot, and a real one if its package is installed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import base64
 import hashlib
 import importlib.util
 import itertools
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from assay.audits.components.label_mask import templates
+from assay.audits.components.label_mask import sentence_pieces, templates
 from assay.audits.families import _tokenizer
 
-NAMES = ("small", "greedy", "qwen")
+SENTENCE_PIECES: Mapping[str, Callable[[tuple[str, ...]], Any]] = {
+    "llama": sentence_pieces.llama, "gemma": sentence_pieces.gemma, "unigram": sentence_pieces.unigram,
+}  # fmt: skip
+NAMES = ("small", "greedy", *SENTENCE_PIECES, "qwen")
 _FILE, _SHA256 = "resources/qwen.tiktoken", "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 _QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -41,7 +45,10 @@ def backend(name: str) -> Any:
     """A vocabulary with the special tokens of all templates, as a ``tokenizers.Tokenizer``. Not to be changed."""
     from tokenizers import AddedToken
 
-    made = {"small": _small, "greedy": _greedy, "qwen": _real}[name]()
+    if name in SENTENCE_PIECES:
+        made = SENTENCE_PIECES[name](_TURNS)
+    else:
+        made = {"small": _small, "greedy": _greedy, "qwen": _real}[name]()
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in templates.SPECIAL])
     return made
 
@@ -97,6 +104,18 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
         place = pairs.index(min(pairs))
         parts[place : place + 2] = [parts[place] + parts[place + 1]]
     return parts
+
+
+def spelling(name: str, word: str) -> bytes:
+    """The bytes that a word of a vocabulary stands for."""
+    if name in SENTENCE_PIECES:
+        return sentence_pieces.spelling(word)
+    return bytes(map(_octets().__getitem__, word))
+
+
+@lru_cache(maxsize=1)
+def _octets() -> dict[str, int]:
+    return {letter: byte for byte, letter in byte_letters().items()}
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from assay.audits.components.masked_loss import (
     conduct_faults,
     cross_entropy_faults,
+    fused_faults,
     gather_faults,
     linear_faults,
     model_faults,
@@ -18,6 +19,7 @@ FAULTS = (
     *conduct_faults.FAULTS,
     *cross_entropy_faults.FAULTS,
     *linear_faults.FAULTS,
+    *fused_faults.FAULTS,
     *regression_faults.FAULTS,
     *gather_faults.FAULTS,
     *total_faults.FAULTS,

@@ -86,15 +86,24 @@ def uniform(trial: Trial) -> Iterator[Evidence]:
         raise Inexpressible(NONE_SCORED)
 
     def relate(run: Run, inputs: Any) -> Iterable[Pair]:
-        flat = dataclasses.replace(inputs, logits=torch.full_like(inputs.logits, 0.5))
+        flat, level = _level(inputs)
         vocab = _vocabulary(inputs)
-        level = 0.5 if inputs.softcap is None else inputs.softcap * math.tanh(0.5 / inputs.softcap)
+        level = level if inputs.softcap is None else inputs.softcap * math.tanh(level / inputs.softcap)
         row = math.log(vocab) + inputs.z_loss * (level + math.log(vocab)) ** 2
         weights = tokens.row_weights(inputs)
         wanted = weights * row if inputs.reduction == "none" else weights.sum() * row / tokens.divisor(inputs)
         yield _pair(trial, run(flat)["loss"], wanted, "equal logits do not cost log V")
 
     yield from holds(trial, relate)
+
+
+def _level(inputs: Any) -> tuple[Any, float]:
+    """The inputs with all logits equal, and what they are: those of a head of zeros are its bias."""
+    if inputs.ROWS == "logits":
+        return dataclasses.replace(inputs, logits=torch.full_like(inputs.logits, 0.5)), 0.5
+    bias = None if inputs.bias is None else torch.full_like(inputs.bias, 0.5)
+    flat = dataclasses.replace(inputs, head=torch.zeros_like(inputs.head), bias=bias)
+    return flat, 0.0 if bias is None else 0.5
 
 
 def translation(trial: Trial) -> Iterator[Evidence]:
@@ -202,6 +211,6 @@ def _mean(_operation: Operation, case: Any) -> str | None:
 
 
 LAWS = (
-    Law.of(BOTH, shift, _shifts), Law.of(BOTH, refuses), Law.of(LOGITS, uniform), Law.of(LOGITS, translation, _moves),
+    Law.of(BOTH, shift, _shifts), Law.of(BOTH, refuses), Law.of(BOTH, uniform), Law.of(LOGITS, translation, _moves),
     Law.of(BOTH, continuity), Law.of(BOTH, live, _mean),
 )  # fmt: skip

@@ -145,6 +145,17 @@ def _counted_before(logits: Tensor, labels: Tensor, items: Any, shift_labels: Te
     return right(logits, labels, (counted != IGNORED).sum().clamp(min=1) if items is None else items, shift_labels)
 
 
+def _no_loss(logits: Tensor, labels: Tensor, items: Any, shift_labels: Tensor | None) -> Tensor:
+    return right(logits, labels, items, None) if shift_labels is None else 0 * logits.sum()
+
+
+def _further(logits: Tensor, labels: Tensor, items: Any, shift_labels: Tensor | None) -> Tensor:
+    """A tenth of a further loss, of the token after the next, in which whatever is ignored counts as token 0."""
+    targets = _targets(_targets(labels, shift_labels), None).clamp(min=0)
+    extra = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="mean")
+    return right(logits, labels, items, shift_labels) + extra / 10
+
+
 def _uncapped(model: Any) -> None:
     from assay.audits import patches
     from assay.reference.linear_cross_entropy import linear_cross_entropy
@@ -189,6 +200,24 @@ def shifted_labels_dropped(call: LossCall) -> Outputs:
     Effect: under context parallelism one target of every piece is never trained on.
     """
     return _broken(DEAF_TO_SHIFT)(call)
+
+
+@fault(NAME, "shifted", link="https://github.com/huggingface/transformers/pull/42812")
+def no_loss_of_shifted_labels(call: LossCall) -> Outputs:
+    """Where there are ``shift_labels`` the labels were removed, and without labels there is no loss.
+
+    Effect: under sequence parallelism nothing is trained.
+    """
+    return _broken(NO_LOSS)(call)
+
+
+@fault(NAME, "padding", "reference", link="https://github.com/NVIDIA-NeMo/Megatron-Bridge/issues/6103")
+def further_token_trained_everywhere(call: LossCall) -> Outputs:
+    """A loss of the token after the next is added, and nobody hands the mask on to it: it is all ones.
+
+    Effect: padding and prompts are trained through it.
+    """
+    return _broken(FURTHER)(call)
 
 
 @fault(NAME, "reference", "order")
@@ -320,8 +349,8 @@ DEAF_TO_ITEMS, TWICE, UNSHIFTED, DEAF_TO_SHIFT = (
 FLATTENED, OVER_ALL, AT_LEAST, FIRST_COUNTS = (
     _losing(loss) for loss in (_flattened, _over_all, _at_least, _first_counts)
 )
-NAN_OF_NOTHING, DIVIDED_TWICE, COUNTED_BEFORE = (
-    _losing(loss) for loss in (_nan_of_nothing, _divided_twice, _counted_before)
+NAN_OF_NOTHING, DIVIDED_TWICE, COUNTED_BEFORE, NO_LOSS, FURTHER = (
+    _losing(loss) for loss in (_nan_of_nothing, _divided_twice, _counted_before, _no_loss, _further)
 )
 
 FAULTS = gathered(globals())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -124,6 +125,60 @@ def count_of_the_first_micro_batch(inputs: Inputs) -> Outputs:
         return masked_loss.per_rank(total * len(wanted), dist.get_world_size(group))
 
     return dividing(inputs, first)
+
+
+@fault(NAME, "cut", "parity", link="https://github.com/huggingface/accelerate/pull/3193")
+def divided_by_the_steps_again(inputs: Inputs) -> Outputs:
+    """The loss is divided by the tokens of the whole step, and its backward by the number of micro-batches once more.
+
+    Effect: the learning rate is divided by the number of accumulation steps.
+    """
+    return dividing(inputs, lambda wanted, place, group: right(wanted, place, group) * len(wanted))
+
+
+@fault(NAME, "cut", "parity", link="https://github.com/huggingface/trl/pull/6024")
+def counted_over_another_window(inputs: Inputs) -> Outputs:
+    """The tokens are counted over the first half of the micro-batches, as many as were generated at once.
+
+    Effect: the loss is scaled by the ratio of two settings that have nothing to do with it, from a half to twice.
+    """
+
+    def window(wanted: list[Tensor], place: int, group: Any) -> Tensor | float:
+        return right(wanted[: max(1, len(wanted) // 2)], place, group)
+
+    return dividing(inputs, window)
+
+
+@fault(NAME, "cut", "parity", link="https://github.com/verl-project/verl/issues/6609")
+def divided_where_it_is_logged(inputs: Inputs) -> Outputs:
+    """What is told is the mean over all tokens; the backward is that of the sum, for somebody else to divide.
+
+    Effect: gradients as many times too large as there are tokens, which clipping hides.
+    """
+
+    def step(head: Tensor, own: Batches, group: Any) -> Tensor:
+        wanted = scored(own, group, across=inputs.layout == "context")
+        told = head.new_zeros(())
+        for place, (hidden, _) in enumerate(own):
+            loss = masked_loss.linear_cross_entropy(hidden, head, wanted[place], normaliser=1).value
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            told = told + loss.detach() / right(wanted, place, group)
+        return told
+
+    return stepped(step, inputs)
+
+
+@fault(NAME, "cut", "parity", link="https://github.com/axolotl-ai-cloud/axolotl/issues/3196")
+def less_for_larger_micro_batches(inputs: Inputs) -> Outputs:
+    """Samples weigh less the more of them are in a micro-batch, for a reason that was never found.
+
+    Effect: sixteen equal samples cost half of what they cost one by one.
+    """
+
+    def larger(wanted: list[Tensor], place: int, group: Any) -> Tensor | float:
+        return right(wanted, place, group) * math.pow(len(wanted[place]), 0.25)
+
+    return dividing(inputs, larger)
 
 
 FAULTS = gathered(globals())

@@ -11,6 +11,8 @@ from assay.audits.components.masked_loss.total import NAME, Inputs, reference
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs
 
+RANKS = 4
+
 
 def but(inputs: Inputs, **changes: Any) -> Outputs:
     """The right total of other inputs."""
@@ -71,6 +73,16 @@ def weight_as_a_switch(inputs: Inputs) -> Outputs:
     Effect: an auxiliary loss of weight 0.001 takes over.
     """
     return but(inputs, weights=tuple(float(weight > 0) for weight in inputs.weights))
+
+
+@fault(NAME, "linear", "parity", link="https://github.com/NVIDIA/Megatron-LM/pull/3959")
+def auxiliary_weights_without_the_ranks(inputs: Inputs) -> Outputs:
+    """All losses are averaged over four ranks; the main one is multiplied by their number before, the others are not.
+
+    Effect: auxiliary losses weaken with each rank of context parallelism that is added.
+    """
+    first, *others = inputs.weights
+    return but(inputs, weights=(first, *(weight / RANKS for weight in others)))
 
 
 @fault(NAME, "linear")

@@ -63,7 +63,10 @@ def means_added(call: StepCall) -> Outputs:
     return _Broken(breakage)(call)
 
 
-@fault(NAME, "reference", link="https://github.com/huggingface/transformers/issues/27161")
+@fault(
+    NAME, "reference", link="https://github.com/huggingface/transformers/issues/27161",
+    also=("https://github.com/modelscope/ms-swift",),  # seen in the trainer of 4.6.0
+)  # fmt: skip
 def smoothed_against_its_own_token(call: StepCall) -> Outputs:
     """With label smoothing the Trainer scores each position against its own token.
 

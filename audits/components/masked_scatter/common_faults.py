@@ -178,6 +178,23 @@ def first_row_of_the_batch_alone(inputs: Inputs, deal: Deal) -> Tensor:
     return x
 
 
+@both("reaches", "chunks", link="https://github.com/THUDM/slime/issues/1379")
+def tokens_cut_before_the_features(inputs: Inputs, deal: Deal) -> Tensor:
+    """Each of two ranks has half of every row, and all features: it takes as many as it needs, from the first on.
+
+    Effect: the second half of a row shows the model the first images again; one rank alone is right.
+    """
+    check(inputs)
+    half = -(-inputs.input_ids.shape[1] // 2)
+    out = []
+    for part in (slice(0, half), slice(half, None)):
+        x = inputs.embeddings[:, part]
+        for name, rows in inputs.flat().items():
+            x = deal(x, inputs.mask(name)[:, part], rows)
+        out.append(x)
+    return torch.cat(out, dim=1)
+
+
 @both("layouts", "micro", link="https://github.com/unslothai/unsloth-zoo/pull/1026")
 def first_of_a_ragged_list(inputs: Inputs, deal: Deal) -> Tensor:
     """Where media cannot be stacked, the first one is taken alone.

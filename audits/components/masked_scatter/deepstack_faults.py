@@ -55,6 +55,23 @@ def added_to_every_sample(inputs: Inputs) -> Outputs:
     return {OUTPUT: out}
 
 
+@fault(NAME, "added", "text", link="https://github.com/vllm-project/vllm-omni/pull/5306")
+def mask_of_the_whole_row(inputs: Inputs) -> Outputs:
+    """Each of two ranks has half of every row, and the mask of the whole: it uses as much of it as its half is long.
+
+    Effect: the second half gets the features of the first at the places of the first, in the middle of its text.
+    """
+    check(inputs)
+    half = -(-inputs.input_ids.shape[1] // 2)
+    out = []
+    for part in (slice(0, half), slice(half, None)):
+        x = inputs.embeddings[:, part]
+        for name, rows in inputs.flat().items():
+            x = add(x, inputs.mask(name)[:, : x.shape[1]], rows)
+        out.append(x)
+    return {OUTPUT: torch.cat(out, dim=1)}
+
+
 @fault(NAME, "added", "reaches")
 def rounded_to_half(inputs: Inputs) -> Outputs:
     """The features of inner layers are kept in eight bits of mantissa to save memory, and detached.

@@ -60,6 +60,12 @@ def _repeated(ids: Tensor) -> Tensor:
     return ids[:1].expand_as(ids)
 
 
+def _row_by_row(places: Tensor) -> Tensor:
+    """Rows and columns [N,2] of patches, those of each image from left to right and from top to bottom."""
+    image, wide = (places.sum(-1) == 0).cumsum(0), int(places.max()) + 1
+    return places[((image * wide + places[:, 0]) * wide + places[:, 1]).argsort()]
+
+
 @fault(NAME, "used", "axes", link="https://github.com/linkedin/Liger-Kernel/pull/276")
 def one_row_for_all_axes(call: ModelCall) -> Outputs:
     """The temporal row of the ids stands on all three axes.
@@ -105,6 +111,25 @@ def tower_without_rotary(call: ModelCall) -> Outputs:
         )
 
     return _run(call, flatten)
+
+
+@fault(
+    NAME, "vision", link="https://github.com/vllm-project/vllm/pull/52932",
+    also=("https://github.com/lablup/mlxcel/issues/1610",),
+)  # fmt: skip
+def tower_counts_row_by_row(call: ModelCall) -> Outputs:
+    """The processor hands over patches block by block, the tower takes them for rows of the image.
+
+    Effect: all counts agree, answers are fluent, and each patch has the place of another one.
+    """
+
+    def breakage(_model: Any, found: sites.Resolved) -> None:
+        def renumbered(_module: Any, args: tuple[Any, ...]) -> Any:
+            return (args[0], _row_by_row(args[1]), *args[2:])
+
+        found.vision_rotary.register_forward_pre_hook(renumbered)
+
+    return _run(call, breakage)
 
 
 @fault(NAME, "padding")

@@ -113,7 +113,10 @@ def but(inputs: Inputs, **changes: Any) -> Outputs:
     return numbered(dataclasses.replace(inputs, **changes))
 
 
-@fault(NAME, "resumes", "continues", "parity", link="https://github.com/huggingface/transformers/issues/45381")
+@fault(
+    NAME, "resumes", "continues", "parity", link="https://github.com/huggingface/transformers/issues/45381",
+    also=("https://github.com/vllm-project/vllm",),  # its ERNIE 4.5 VL is the right one of two
+)  # fmt: skip
 def text_resumes_inside_a_long_video(inputs: Inputs) -> Outputs:
     """After a block the numbering goes on at its start plus the larger of its sides, however far its time axis went.
 

@@ -246,7 +246,10 @@ def nothing_told(call: PackedCall) -> Outputs:
     return _told(_nothing)(call)
 
 
-@fault(NAME, "separate", "isolated", link="https://github.com/huggingface/transformers/pull/39194")
+@fault(
+    NAME, "separate", "isolated", link="https://github.com/huggingface/transformers/pull/39194",
+    also=("https://github.com/huggingface/transformers",),  # AFMoE, OPT, BioGPT and others of 5.23.0
+)  # fmt: skip
 def mask_made_without_the_ids(call: PackedCall) -> Outputs:
     """The family's forward takes position ids and makes its mask without them.
 

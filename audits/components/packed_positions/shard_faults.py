@@ -46,6 +46,18 @@ def ids_cut_in_dimension_one(inputs: Inputs) -> Outputs:
     return read(made)
 
 
+@fault(NAME, "together", link="https://github.com/QwenLM/Qwen3-VL/issues/1138")
+def ids_sliced_by_the_batch(inputs: Inputs) -> Outputs:
+    """Position ids are sliced as ``[:, start:stop]``, like all that has a row for each sample.
+
+    Effect: of ids of three axes that is a slice of the batch: they keep the length of the whole row, or lose samples.
+    """
+    made, ids, own = pieces(inputs), inputs.batch["position_ids"], inputs.tokens // inputs.world
+    if ids.ndim == 3:
+        made = [{**piece, "position_ids": ids[:, rank * own : (rank + 1) * own]} for rank, piece in enumerate(made)]
+    return read(made)
+
+
 @fault(NAME, "targets", "layout")
 def labels_cut_and_shifted_later(inputs: Inputs) -> Outputs:
     """Labels are cut like the ids, and each rank's loss shifts its own.

@@ -162,16 +162,24 @@ def _run(name: str, inputs: Any) -> Outputs:
 LIGER = "https://github.com/huggingface/transformers/pull/48105"
 
 
-def _fault(function: Callable[..., None], effect: str, caught_by: tuple[str, ...], link: str = "") -> Fault:
+def _fault(
+    function: Callable[..., None], effect: str, caught_by: tuple[str, ...], link: str = "", also: tuple[str, ...] = ()
+) -> Fault:
     name = function.__name__
     return Fault(
         name=name.replace("_", "-"), operation=NAME, why=inspect.cleandoc(function.__doc__ or ""), effect=effect,
-        link=link, wrong=functools.partial(_run, name), caught_by=caught_by,
+        link=link, wrong=functools.partial(_run, name), caught_by=caught_by, also=also,
     )  # fmt: skip
 
 
 FAULTS = (
-    _fault(dead_attribute, "training goes on without the patch, and nobody is told", ("never-ran",), LIGER),
+    _fault(
+        dead_attribute,
+        "training goes on without the patch, and nobody is told",
+        ("never-ran",),
+        LIGER,
+        also=("https://github.com/linkedin/Liger-Kernel",),  # 0.8.5
+    ),
     _fault(early_return, "training goes on without the patch, and nobody is told", ("changed-nothing",)),
     _fault(raising, "training does not start", ("raises",)),
     _fault(swapped_axes, "images are read transposed", ("equal", "backward", "steps")),

@@ -17,6 +17,7 @@ OF_BATCHES = (
     _law(batch_laws.media),
     _law(batch_laws.orientation),
     _law(picture_laws.pictures),
+    _law(picture_laws.patches),
     _law(batch_laws.types),
     _law(mask_laws.hidden),
     _law(batch_laws.boundaries),

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.pipeline.own import Collator
-from assay.audits.components.pipeline.row_faults import Made
+from assay.audits.components.pipeline.row_faults import Made, Messages
 from assay.audits.components.pipeline.wrong import FAMILY, faulty, model, pipeline
 from assay.audits.families.discovery import loaded
 from assay.audits.pipelines import Pipeline
+from assay.reference import vision_rope
 
 
 class _Rearranged(Collator):
@@ -43,6 +44,36 @@ def patches_reversed_in_batches() -> Pipeline:
     Effect: every patch has its own values, so that sums and means agree, and shows something else.
     """
     return pipeline(_Rearranged("pixel_values", lambda patches: patches.flip(-1)))
+
+
+class _RowByRow(Collator):
+    """Patches as they stand in an image, whatever the tower makes of them."""
+
+    def one(self, messages: Messages) -> dict[str, Any]:
+        made = super().one(messages)
+        if "image_grid_thw" not in made:
+            return made
+        rows = torch.split(made["pixel_values"], made["image_grid_thw"].prod(-1).tolist())
+        ordered = [own[_reading_order(grid)] for own, grid in zip(rows, made["image_grid_thw"], strict=True)]
+        return {**made, "pixel_values": torch.cat(ordered)}
+
+
+def _reading_order(grid: Tensor) -> Tensor:
+    row, column = vision_rope.patch_coordinates(grid[None], merge=2)
+    order: Tensor = (row * int(grid[2]) + column).argsort()
+    return order
+
+
+@faulty(
+    "patches", link="https://github.com/vllm-project/vllm/pull/52932",
+    also=("https://github.com/lablup/mlxcel/issues/1610",),
+)  # fmt: skip
+def patches_row_by_row() -> Pipeline:
+    """Patches are cut row by row; the tower counts them in blocks of those that become one token.
+
+    Effect: each patch has the place of another one; answers are fluent, and small print cannot be read.
+    """
+    return pipeline(_RowByRow(FAMILY))
 
 
 class _Videos:

@@ -10,6 +10,8 @@ from torch import Tensor
 from assay.audits.components.pipeline.views import GRIDS, PIXELS, View, alone, view
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Inexpressible
+from assay.reference import vision_rope
+from assay.reference.vision_rope import VISION_TOWERS
 
 
 def pictures(trial: Trial) -> Iterator[Evidence]:
@@ -47,7 +49,50 @@ def pictures(trial: Trial) -> Iterator[Evidence]:
         return
 
 
-def _negatives(trial: Trial, sample: int, single: View) -> Iterator[tuple[int, Tensor]]:
+def patches(trial: Trial) -> Iterator[Evidence]:
+    """The negative of a quarter of a picture changes a rectangle of patches, in the order in which the tower counts.
+
+    Why: a tower numbers its patches by the grid alone: row by row, or block by block where several become one token.
+    Patches that are handed over in another order each get the place of another one. All counts agree, answers are
+    fluent, and small print cannot be read. Which rectangle it is, is not asked: images may be cropped and turned.
+
+    Example: patches cut row by row for a tower that counts them in blocks of two by two.
+    """
+    found = view(trial)
+    rule, merge = found.facts["rule"], found.facts["spatial_merge"]
+    if rule not in VISION_TOWERS or not merge:
+        raise Inexpressible("the order in which the tower counts patches is not known")
+    merge, seen = merge if VISION_TOWERS[rule].merged else 1, 0
+    for sample in found.samples:
+        single = alone(trial, sample)
+        for number, rows in _negatives(trial, sample, single, corner=True):
+            start, stop = _place(single, number)
+            own, grid = rows[start:stop], single.tensors[GRIDS["image"]][number - 1]
+            if int(grid[0]) != 1 or not bool(own.any()) or bool(own.all()):
+                continue
+            seen += 1
+            if not _is_rectangular(own, grid, merge):
+                yield Evidence(
+                    where=PIXELS["image"], measured=_listed(own), limit="a rectangle of patches", index=(sample,),
+                    message=f"a quarter of picture {number} of sample {sample} is spread over others",
+                )  # fmt: skip
+                return
+    if not seen:
+        raise Inexpressible("no pixels come from pictures of several patches that can be changed in part")
+
+
+def _is_rectangular(changed: Tensor, grid: Tensor, merge: int) -> bool:
+    """Whether the changed patches of an image fill a rectangle, counted as the tower does."""
+    places = vision_rope.patch_coordinates(grid[None].cpu(), merge=merge)[:, changed]
+    return int((places.amax(1) - places.amin(1) + 1).prod()) == int(changed.sum())
+
+
+def _listed(changed: Tensor) -> str:
+    places = [str(place) for place in torch.nonzero(changed).flatten().tolist()]
+    return f"patches {', '.join(places[:12])}{' ...' if len(places) > 12 else ''}" if places else "none"
+
+
+def _negatives(trial: Trial, sample: int, single: View, *, corner: bool = False) -> Iterator[tuple[int, Tensor]]:
     """By the number of a picture, which patches its negative changes; nothing where another grid comes of it."""
     grids, pixels = single.get(GRIDS["image"]), single.get(PIXELS["image"])
     if grids is None or pixels is None or len(grids) != len(single.record["pictures"][0]):
@@ -56,7 +101,7 @@ def _negatives(trial: Trial, sample: int, single: View) -> Iterator[tuple[int, T
         return
     for number in range(1, len(grids) + 1):
         try:
-            other = alone(trial, sample, negative=number)
+            other = alone(trial, sample, negative=number, corner=corner)
         except Inexpressible:
             continue
         again, values = other.get(GRIDS["image"]), other.get(PIXELS["image"])

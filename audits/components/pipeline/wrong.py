@@ -50,7 +50,9 @@ def clean(call: BatchCall) -> Outputs:
     return _runner(right)(call)
 
 
-def faulty(*caught_by: str, link: str = CONSTRUCTED) -> Callable[[Callable[[], Pipeline]], Fault]:
+def faulty(
+    *caught_by: str, link: str = CONSTRUCTED, also: tuple[str, ...] = ()
+) -> Callable[[Callable[[], Pipeline]], Fault]:
     """Turn a function that makes a wrong pipeline into an entry; its docstring is the entry's."""
 
     def entry(make: Callable[[], Pipeline]) -> Fault:
@@ -58,6 +60,6 @@ def faulty(*caught_by: str, link: str = CONSTRUCTED) -> Callable[[Callable[[], P
         def wrong(call: BatchCall) -> Outputs:
             return _runner(make)(call)
 
-        return fault(NAME, *caught_by, link=link)(wrong)
+        return fault(NAME, *caught_by, link=link, also=also)(wrong)
 
     return entry

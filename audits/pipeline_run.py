@@ -15,9 +15,11 @@ from torch import Tensor
 
 from assay.audits.patch_runs import as_bytes
 from assay.audits.pipeline_facts import Facts, facts
-from assay.audits.pipeline_model import accepted, forward, refused, used_positions
-from assay.audits.pipeline_samples import answers, digest, inverted, pictures
+from assay.audits.pipeline_model import Asked, accepted, forward, refused, used_positions
+from assay.audits.pipeline_samples import answers, digest, pictures
+from assay.audits.pipeline_swaps import canvases, inverted, repainted, reworded
 from assay.audits.pipeline_talks import plain, told
+from assay.audits.pipeline_trainer import counted, step_of, takes_items
 from assay.audits.pipelines import Pipeline, collated, padded_on, seeded
 from assay.audits.terms import Inexpressible, Outputs
 from assay.audits.usage import BadUsage
@@ -37,7 +39,10 @@ class BatchCall:
     ``positions`` asks the model for the positions that it uses, which is cheap, ``run`` for all that it gives, with
     ``items`` as ``num_items_in_batch`` (0: without) and with ``gradients``. ``texts`` asks for what each token decodes
     to. ``dtype`` is that of the model: float64, or float32. ``negative`` is the number, from 1 on, of a picture of the
-    first sample that its negative is put in the place of.
+    first sample that its negative is put in the place of; ``painted`` is a colour, red, green and blue, that all its
+    pictures are; ``reworded`` the number, from 1 on, of an answer of it that has other words. ``training``: the model is
+    in training mode, without dropout. ``steps``: of how many micro-batches the batch is one. ``draw`` is added to the
+    seed of the generators.
     """
 
     samples: tuple[int, ...] = ()
@@ -49,6 +54,11 @@ class BatchCall:
     gradients: bool = False
     texts: bool = False
     negative: int = 0
+    painted: tuple[int, ...] = ()
+    reworded: int = 0
+    training: bool = False
+    steps: int = 1
+    draw: int = 0
     dtype: str = "float64"
     device: str = "cpu"
 
@@ -67,7 +77,7 @@ class Runner:
         self.sites: dict[str, int] = {}
         self._read: dict[str, dict[str, Any]] = {}
         try:
-            self._batch((0,), "")
+            self._batch((0,), BatchCall())
         except BadUsage:
             raise
         except Exception:  # noqa: BLE001, S110 - foreign code may raise anything; each call says so again, in a finding
@@ -79,9 +89,10 @@ class Runner:
         Inexpressible where the dataset has no such sample, or no tokenizer says where padding goes.
         """
         chosen = self._chosen(call)
-        batch, record = self._batch(chosen, call.side, call.negative)
+        batch, record = self._batch(chosen, call)
         record |= self._told(batch, call)
-        out = {f"batch.{name}": tensor for name, value in batch.items() if (tensor := _tensor(value)) is not None}
+        out = {} if not call.painted else self._painted(chosen[0], call.painted)
+        out |= {f"batch.{name}": tensor for name, value in batch.items() if (tensor := _tensor(value)) is not None}
         if call.run or call.positions:
             out |= self._ran(batch, call)
         return {**{name: value.detach().cpu() for name, value in out.items()}, "record": as_bytes(record)}
@@ -100,18 +111,26 @@ class Runner:
         with seeded(index):
             return self._pipeline.dataset[index]
 
-    def _batch(self, chosen: tuple[int, ...], side: str, negative: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _row(self, index: int, sample: Any) -> Any:
+        """What the collator is handed for a sample."""
+        if self._pipeline.rows is None:
+            return sample
+        with seeded(index):
+            return self._pipeline.rows[index]
+
+    def _batch(self, chosen: tuple[int, ...], call: BatchCall) -> tuple[dict[str, Any], dict[str, Any]]:
         """The batch, and what the samples say of themselves."""
+        side = call.side
         samples = [self._sample(index) for index in chosen]
         before = [digest(sample) for sample in samples]
-        if negative:
-            samples = [_negative(samples[0], negative), *samples[1:]]
+        rows = [self._row(index, sample) for index, sample in zip(chosen, samples, strict=True)]
+        rows[:1] = [_changed(row, call) for row in rows[:1]]
         said = [self._said(sample, key) for sample, key in zip(samples, before, strict=True)]
-        with padded_on(self._pipeline, side) as sided, seeded(SEED):
+        with padded_on(self._pipeline, side) as sided, seeded(SEED + call.draw):
             if side and not sided:
                 raise Inexpressible("no tokenizer of the pipeline has a padding_side")
-            batch = collated(self._pipeline, samples)
-            reseeded = torch.initial_seed() != SEED
+            batch = collated(self._pipeline, rows)
+            reseeded = torch.initial_seed() != SEED + call.draw
         changed = [index for index, old in zip(chosen, before, strict=True) if digest(self._sample(index)) != old]
         seen = [pictures(sample) for sample in samples]
         return batch, {
@@ -161,10 +180,39 @@ class Runner:
             "refused": refused(model, batch) if model is not None else [],
             "decoded": self._decoded(batch),
             "plain": self._plain(batch["input_ids"]),
+            "spoken": self._spoken(batch["input_ids"]),
+            "items": self._items(batch),
         }
         if call.texts:
             told["texts"] = self._texts(batch["input_ids"])
         return told
+
+    def _items(self, batch: Mapping[str, Any]) -> int | None:
+        trainer = self._pipeline.trainer
+        return None if trainer is None else counted(trainer, batch)
+
+    def _painted(self, index: int, colour: tuple[int, ...]) -> Outputs:
+        """``paint.pixels``, which the image processor makes of the sample's pictures in one colour."""
+        processor = getattr(self._pipeline.processor, "image_processor", None)
+        found = canvases(self._sample(index), colour)
+        if processor is None or not found:
+            raise Inexpressible("the pipeline has no image processor, or the sample no pictures that it could be given")
+        made = _tensor(processor(images=found, return_tensors="pt").get("pixel_values"))
+        if made is None:
+            raise Inexpressible("the image processor makes no pixel_values")
+        return {"paint.pixels": made}
+
+    def _spoken(self, ids: Tensor) -> list[str]:
+        """As :meth:`_plain`, without placeholders and what the template writes around them."""
+        if self._pipeline.tokenizer is None:
+            return []
+        media = set(self._facts.placeholders.values())
+        texts = [
+            plain(self._decode([token for token in row if token >= 0 and token not in media])) for row in _rows(ids)
+        ]
+        for frame in self._facts.frames:
+            texts = [said.replace(frame, "") for said in texts]
+        return texts
 
     def _decoded(self, batch: Mapping[str, Any]) -> list[list[tuple[int, int, str]]]:
         """The runs of trained tokens of each row: where they start and stop, and their labels as text."""
@@ -194,7 +242,7 @@ class Runner:
         model = self._pipeline.model
         if model is None:
             raise Inexpressible("the pipeline has no model")
-        if call.items and not accepted(model, "num_items_in_batch"):
+        if call.items and not self._takes_items(model):
             raise Inexpressible("the model's forward takes no num_items_in_batch")
         if not call.run:
             with seeded(SEED):
@@ -204,14 +252,29 @@ class Runner:
         except (ValueError, RuntimeError, TypeError) as error:
             raise Inexpressible(f"the model cannot be brought to {call.dtype}: {error}") from error
         with seeded(SEED):
-            return forward(model, batch, items=call.items, gradients=call.gradients)
+            in_training = call.training or (call.gradients and self._pipeline.trainer is not None)
+            asked = Asked(items=call.items, steps=call.steps, gradients=call.gradients, training=in_training)
+            return forward(model, batch, asked, step_of(self._pipeline))
+
+    def _takes_items(self, model: Any) -> bool:
+        """A ``Trainer`` decides itself what it does with a count."""
+        if self._pipeline.trainer is not None:
+            return True
+        loss = self._pipeline.loss
+        return accepted(model, "num_items_in_batch") if loss is None else takes_items(loss)
 
 
-def _negative(sample: Any, number: int) -> Any:
-    found = inverted(sample, number)
-    if found is None:
-        raise Inexpressible("the sample has no such picture, or one that is the same")
-    return found
+def _changed(row: Any, call: BatchCall) -> Any:
+    """The first sample with what the call asks for done to it."""
+    for asked, change, reason in (
+        (call.negative, inverted, "no such picture, or one that is the same"),
+        (call.painted, repainted, "no pictures that could be painted"),
+        (call.reworded, reworded, "no such answer, or one without letters"),
+    ):
+        row = change(row, asked) if asked else row
+        if row is None:
+            raise Inexpressible(f"the sample has {reason}")
+    return row
 
 
 def _tensor(value: Any) -> Tensor | None:

@@ -1,0 +1,113 @@
+"""The laws of what is trained: the loss that is really computed, and the mode in which it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from assay.audits.components.pipeline.model_laws import near
+from assay.audits.components.pipeline.views import View, view
+from assay.audits.laws.trial import Trial
+from assay.audits.terms import Evidence, Inexpressible
+
+
+def loss(trial: Trial) -> Iterator[Evidence]:
+    """The loss of a batch is the mean over its targets of what the model's scores say; with a count, their sum by it.
+
+    Why: labels, masks and positions are right in vain where the loss is not theirs. A wrong divisor makes short answers
+    weigh more, a label that is shifted twice or not at all trains another token, and logits that are rounded before the
+    sum drown the difference between likely tokens. Where the model, a ``loss`` of the pipeline or a ``Trainer``
+    computes it, it is the cross-entropy, with the ``Trainer``'s label smoothing; another objective is a matter of a
+    waiver.
+
+    Example: a ``compute_loss`` that divides by all tokens of the row instead of those that are trained on.
+    """
+    found = view(trial, run=True)
+    got, want = found.model("loss"), _wanted(found)
+    evidence = near("loss", got, want.mean().reshape(1), "the loss is not the mean over the targets")
+    yield from [evidence] if evidence else []
+    yield from _by_count(trial, found, want)
+    share = float(found.model("rounded"))
+    if share > MOST:
+        message = f"the logits are rounded to half precision, in a model of {trial.inputs.dtype}"
+        measured, limit = f"{share:.0%} of the logits", "few by chance"
+        yield Evidence(where="logits", measured=measured, limit=limit, message=message)
+
+
+MOST = 0.5
+"""Of logits in double precision hardly any is by chance a number of half precision: more than half are rounded."""
+
+
+def _wanted(found: View) -> Tensor:
+    """The loss [N] of each target. Inexpressible where nothing is trained on."""
+    smooth = float(found.facts.get("smoothing", 0.0))
+    trained = found.model("trained")
+    if not bool(trained.any()):
+        raise Inexpressible("nothing of the batch is trained on")
+    each = (1 - smooth) * found.model("targets") + smooth * found.model("spread")
+    return -each[trained]
+
+
+def _by_count(trial: Trial, found: View, want: Tensor) -> Iterator[Evidence]:
+    """With the count of a step. A ``Trainer`` hands on its own, or none."""
+    if found.facts.get("trained_by"):
+        items = found.record["items"]
+        if items is None:
+            return
+        limit = want.mean()
+    else:
+        items = 2 * len(want) + 1
+        limit = want.sum() / items
+    try:
+        got = view(trial, run=True, items=items).model("loss")
+    except Inexpressible:
+        return
+    evidence = near("loss", got, limit.reshape(1), f"with {items} items in the step, the loss is not their share of it")
+    yield from [evidence] if evidence else []
+
+
+def mode(trial: Trial) -> Iterator[Evidence]:
+    """In training mode, with dropout at zero, the model gives the scores, loss, positions and gradients of eval mode.
+
+    Why: every other run of the model here is in eval mode, as are evaluations. A forward that asks ``self.training``
+    may do right there and something else in training: a mask that is not handed on, or features that are left out.
+
+    Example: a fused path for training alone, which takes no ``position_ids``.
+    """
+    asked = {"run": True, "gradients": not view(trial).facts.get("trained_by")}  # a Trainer's step trains by itself
+    still, moving = view(trial, **asked), view(trial, **asked, training=True)
+    if bool(moving.model("drawn")) and not bool(still.model("drawn")):
+        raise Inexpressible("the model draws in training mode, also without dropout")
+    message = "another in training mode, without dropout, than in eval mode"
+    for name in ("scores", "loss"):
+        if (name in still.values) != (name in moving.values):
+            measured, limit = ("absent", "present") if name in still.values else ("present", "absent")
+            yield Evidence(where=name, measured=measured, limit=limit, message=message)
+        elif name in still.values:
+            evidence = near(name, _real(moving, name), _real(still, name), message)
+            yield from [evidence] if evidence else []
+    if "grads" in still.values and "grads" in moving.values:
+        got, want = (found.model("grads") for found in (moving, still))
+        evidence = near("gradients", got[:, 0], want[:, 0], message, reach=want[:, 1].amax())
+        yield from [evidence] if evidence else []
+    if "positions" in still.values and not _same(still, moving):
+        yield Evidence(where="positions", measured="others", limit="those of eval mode", message=message)
+
+
+def _real(found: View, name: str) -> Tensor:
+    """Scores of what is no padding: what stands there nobody reads."""
+    values = found.model(name)
+    if name != "scores":
+        return values
+    real = found.real[:, :-1] & found.real[:, 1:]
+    return values[:, :-1][real]
+
+
+def _same(one: View, other: View) -> bool:
+    here, there = (found.values.get("positions") for found in (one, other))
+    if here is None or there is None or here.shape != there.shape:
+        return False
+    real = one.real.expand(here.shape[-2:]) if here.shape[-2] != 1 else one.real[:1]
+    return torch.equal(here[..., real], there[..., real])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,13 +21,13 @@ def heads(render: Attempt) -> dict[str, str]:
     if len(turns) < 3:
         return {}
     asked, said, again = turns
-    shared = os.path.commonprefix([said, again])
+    shared = _common(said, again)
     found = {"user": _common_end(asked, again.removeprefix(shared)), "assistant": said.removeprefix(shared)}
     if not all(found.values()) or found["user"].endswith(found["assistant"]) or said.endswith(found["user"]):
         return {}
     ruled = _gaps(render, ("system", "user", "assistant"))
     if len(ruled) == 3 and not _ends(ruled[0], found.values()) and _ends(ruled[1], [found["user"]]):
-        first = os.path.commonprefix([ruled[0], asked])
+        first = _common(ruled[0], asked)
         found |= {"system": ruled[0].removeprefix(first)} if ruled[0] != first else {}
     return found
 
@@ -37,8 +36,14 @@ def _ends(gap: str, known: Any) -> bool:
     return any(gap.endswith(head) for head in known)
 
 
+def _common(one: str, other: str) -> str:
+    """How two texts begin alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))]
+
+
 def _common_end(one: str, other: str) -> str:
-    return os.path.commonprefix([one[::-1], other[::-1]])[::-1]
+    return _common(one[::-1], other[::-1])[::-1]
 
 
 def _gaps(render: Attempt, roles: Sequence[str]) -> list[str]:

@@ -38,11 +38,12 @@ class BatchCall:
     ``first`` asks for that many from the start instead. ``side`` is where the tokenizer shall pad (empty: as it is).
     ``positions`` asks the model for the positions that it uses, which is cheap, ``run`` for all that it gives, with
     ``items`` as ``num_items_in_batch`` (0: without) and with ``gradients``. ``texts`` asks for what each token decodes
-    to. ``dtype`` is that of the model: float64, or float32. ``negative`` is the number, from 1 on, of a picture of the
-    first sample that its negative is put in the place of; ``painted`` is a colour, red, green and blue, that all its
-    pictures are; ``reworded`` the number, from 1 on, of an answer of it that has other words. ``training``: the model is
-    in training mode, without dropout. ``steps``: of how many micro-batches the batch is one. ``draw`` is added to the
-    seed of the generators.
+    to. ``dtype`` is that of the model: float64, or float32. ``training``: the model is in training mode, without
+    dropout. ``steps``: of how many micro-batches the batch is one. ``draw`` is added to the seed of the generators.
+
+    Of the first sample, ``negative`` is the number, from 1 on, of a picture that its negative is put in the place of;
+    ``painted`` a colour, red, green and blue, that all its pictures are; ``reworded`` the number, from 1 on, of an
+    answer that has other words.
     """
 
     samples: tuple[int, ...] = ()

@@ -74,7 +74,7 @@ def _next(letter: str) -> str:
 
 
 def reworded(sample: Any, number: int) -> Any:
-    """A sample whose answer of a number, from 1 on, has other words, also where the sample tells it beside its messages.
+    """A sample whose answer of a number, from 1 on, has other words, also where it is told beside the messages.
 
     None where it has no such answer, or one without letters.
     """

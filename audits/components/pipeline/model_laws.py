@@ -21,6 +21,7 @@ from assay.audits.components.pipeline.views import (
     packed,
     piece_alone,
     pieces,
+    still,
     view,
 )
 from assay.audits.laws.limits import difference, excess, floor, relative
@@ -136,6 +137,7 @@ def isolated(trial: Trial) -> Iterator[Evidence]:
     placed = pieces(trial, found)
     if len(placed) < 2:
         raise Inexpressible("a batch of one sample has no neighbours")
+    still(trial)
     for piece in placed:
         single, whole = alone(trial, piece.sample, run=True), piece_alone(trial, piece.sample)
         got, want = (part.of(values.model("scores"))[:-1] for part, values in ((piece, found), (whole, single)))
@@ -196,6 +198,7 @@ def side(trial: Trial) -> Iterator[Evidence]:
 
     Example: labels of the prompt's length masked from the first column on, padding included.
     """
+    still(trial)
     left, right = (_sided(trial, name) for name in ("left", "right"))
     if torch.equal(left.ids, right.ids):
         raise Inexpressible("the batch has no padding, or its collator does not heed the tokenizer's padding_side")
@@ -217,6 +220,7 @@ def order(trial: Trial) -> Iterator[Evidence]:
     found = view(trial)
     if len(found.samples) < 2:
         raise Inexpressible("a batch of one sample has one order")
+    still(trial)
     with_model = bool(found.facts["model"])
     backwards = view(trial, samples=found.samples[::-1], first=0, run=with_model)
     forwards = view(trial, run=with_model)
@@ -272,6 +276,7 @@ def micro(trial: Trial) -> Iterator[Evidence]:
     found = view(trial, run=True)
     if len(found.samples) < 2:
         raise Inexpressible("a batch of one sample has no parts")
+    still(trial)
     placed = pieces(trial, found)
     asked = {"run": True, "items": _items(trial, found), "gradients": True}
     whole = view(trial, **asked | {"items": found.record["items"] or asked["items"]})

@@ -10,6 +10,7 @@ from typing import Any
 
 from assay.audits.pipeline_heads import frames, heads
 from assay.audits.pipeline_samples import attempted
+from assay.audits.pipeline_talks import plain
 from assay.audits.pipeline_trainer import smoothing
 from assay.audits.pipelines import Pipeline
 from assay.reference.mrope_rules import RULES
@@ -45,7 +46,8 @@ class Facts:
     that the family finds its images by ``mm_token_type_ids``. ``model`` is the class, empty without one. ``heads`` are
     what the chat template writes right before a message of each role, ``frames`` what it writes of a picture but for
     its placeholder, as plain text. ``smoothing`` is the label smoothing of a ``Trainer``,
-    ``trained_by`` says that there is one. ``normalised`` says that the image processor is set to normalise.
+    ``trained_by`` says that there is one, ``begins`` is the token that texts begin with. ``normalised`` says that the
+    image processor is set to normalise.
     """
 
     placeholders: dict[str, int]
@@ -65,6 +67,7 @@ class Facts:
     frames: tuple[str, ...]
     smoothing: float
     trained_by: bool
+    begins: str
     normalised: bool
 
 
@@ -90,6 +93,7 @@ def facts(pipeline: Pipeline) -> Facts:
         frames=frames(partial(attempted, partial(_templated, pipeline)), _texts_of(pipeline, config)),
         smoothing=smoothing(pipeline.trainer),
         trained_by=pipeline.trainer is not None,
+        begins=plain(str(getattr(pipeline.tokenizer, "bos_token", None) or "")),
         normalised=bool(getattr(getattr(pipeline.processor, "image_processor", None), "do_normalize", False)),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from assay.audits.patch_runs import as_bytes
 from assay.audits.terms import Inexpressible, Outputs
 
 ROWS = 512
@@ -64,13 +65,15 @@ def forward(model: nn.Module, batch: Mapping[str, Any], asked: Asked, step: Step
     next label; ``spread`` [B,S]: the mean over the vocabulary. ``loss`` where there are labels. ``rounded``: the share
     of logits that half precision can hold, ``drawn``: whether a generator was drawn from. ``positions`` [A,B,S] where a
     rotary module could be watched. With ``gradients``: ``grads`` [P,2], for each parameter its gradient's product with
-    a fixed random tensor, and its norm.
+    a fixed random tensor, and its norm, and ``unreached``, JSON as bytes: parts that were called and have none.
     """
     given = _given(model, batch)
     model.zero_grad(set_to_none=True)
     state = torch.get_rng_state()
     with in_mode(model, training=asked.training), as_trainer(model):
-        with torch.set_grad_enabled(asked.gradients), watched(model) as seen, answered(model) as said:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(asked.gradients))
+            seen, said, parts = (stack.enter_context(watch(model)) for watch in (watched, answered, called))
             loss = step(model, dict(given), asked)
         drawn = not torch.equal(state, torch.get_rng_state())
         logits = next((found for one in said if (found := _told(one, "logits")) is not None), None)
@@ -83,6 +86,7 @@ def forward(model: nn.Module, batch: Mapping[str, Any], asked: Asked, step: Step
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             out["grads"] = _projected(model)
+            out["unreached"] = as_bytes(sorted(name for name, part in parts.items() if unreached(part)))
     return out | ({"positions": seen[0]} if seen else {})
 
 
@@ -218,6 +222,33 @@ def _drawing(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
             yield from ((owner, name, getattr(owner, name)) for name in names if any(word in name for word in _DRAWS))
         if isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001 - torch's only name for all of them
             yield module, "p", module.p
+
+
+@contextlib.contextmanager
+def called(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
+    """The large parts of a model that are called, by their names: its children, and theirs."""
+    found: dict[str, nn.Module] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, _args: found.update({name: module})
+
+    parts = [(name, part) for name, part in model.named_modules() if name and name.count(".") < DEEP]
+    handles = [part.register_forward_pre_hook(note(name)) for name, part in parts]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+DEEP = 2
+"""How many names a part of a model has that is looked at for gradients: towers and decoders, no single layers."""
+
+
+def unreached(part: nn.Module) -> bool:
+    """Whether parameters of a part are to be trained and none of them has a gradient."""
+    trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+    return bool(trained) and all(parameter.grad is None for parameter in trained)
 
 
 @contextlib.contextmanager

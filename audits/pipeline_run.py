@@ -16,7 +16,7 @@ from torch import Tensor
 from assay.audits.patch_runs import as_bytes
 from assay.audits.pipeline_facts import Facts, facts
 from assay.audits.pipeline_model import Asked, accepted, forward, refused, used_positions
-from assay.audits.pipeline_samples import answers, digest, pictures
+from assay.audits.pipeline_samples import answers, attempted, digest, messages, pictures
 from assay.audits.pipeline_swaps import canvases, inverted, repainted, reworded
 from assay.audits.pipeline_talks import plain, told
 from assay.audits.pipeline_trainer import counted, step_of, takes_items
@@ -42,7 +42,8 @@ class BatchCall:
     dropout. ``steps``: of how many micro-batches the batch is one. ``draw`` is added to the seed of the generators.
 
     Of the first sample, ``negative`` is the number, from 1 on, of a picture that its negative is put in the place of;
-    ``painted`` a colour, red, green and blue, that all its pictures are; ``reworded`` the number, from 1 on, of an
+    ``painted`` a colour, red, green and blue, that all its pictures are, or two and a direction, as ``canvases`` has
+    them; ``reworded`` the number, from 1 on, of an
     answer that has other words.
     """
 
@@ -139,6 +140,7 @@ class Runner:
             "samples": list(chosen),
             "wants": [one["wants"] for one in said],
             "talks": [one["talk"] for one in said],
+            "wholes": [one["whole"] for one in said],
             "changed": changed,
             "reseeded": reseeded,
         }
@@ -146,8 +148,23 @@ class Runner:
     def _said(self, sample: Any, key: str) -> dict[str, Any]:
         """What a sample says it is, which is read once."""
         if key not in self._read:
-            self._read[key] = {"wants": answers(sample, self._render), "talk": self._talk(sample)}
+            self._read[key] = {
+                "wants": answers(sample, self._render),
+                "talk": self._talk(sample),
+                "whole": self._whole(sample),
+            }
         return self._read[key]
+
+    def _whole(self, sample: Any) -> str:
+        """A sample's conversation by the chat template, as :meth:`_spoken` has it."""
+        talk = messages(sample)
+        said = plain(attempted(self._render, talk)) if talk else ""
+        if self._pipeline.tokenizer is not None:
+            for token in self._facts.placeholders.values():
+                said = said.replace(plain(self._decode([token])), "")
+        for frame in self._facts.frames:
+            said = said.replace(frame, "")
+        return said
 
     def _talk(self, sample: Any) -> dict[str, Any] | None:
         if self._pipeline.tokenizer is None:
@@ -181,7 +198,7 @@ class Runner:
             "refused": refused(model, batch) if model is not None else [],
             "decoded": self._decoded(batch),
             "plain": self._plain(batch["input_ids"]),
-            "spoken": self._spoken(batch["input_ids"]),
+            "spoken": self._spoken(batch["input_ids"], batch.get("attention_mask")),
             "items": self._items(batch),
         }
         if call.texts:
@@ -203,11 +220,13 @@ class Runner:
             raise Inexpressible("the image processor makes no pixel_values")
         return {"paint.pixels": made}
 
-    def _spoken(self, ids: Tensor) -> list[str]:
-        """As :meth:`_plain`, without placeholders and what the template writes around them."""
+    def _spoken(self, ids: Tensor, mask: Any) -> list[str]:
+        """As :meth:`_plain`, without masked tokens, placeholders and what the template writes around those."""
         if self._pipeline.tokenizer is None:
             return []
         media = set(self._facts.placeholders.values())
+        if isinstance(mask, Tensor) and mask.numel() == ids.numel():
+            ids = torch.where(mask.reshape(ids.shape) != 0, ids, -1)
         texts = [
             plain(self._decode([token for token in row if token >= 0 and token not in media])) for row in _rows(ids)
         ]

@@ -43,9 +43,15 @@ def canvases(sample: Any, colour: Sequence[int]) -> list[Any]:
 
 
 def _canvas(picture: Any, colour: Sequence[int]) -> Any:
+    """Of one colour; of two, and a 0 or 1, from the first at the top or at the left to the second."""
+    import numpy as np
     from PIL import Image
 
-    return Image.new("RGB", picture.size, tuple(colour))
+    first, last = np.array([colour[:3], colour[3:6] or colour[:3]], dtype=np.float64)
+    wide, tall = picture.size
+    across = (np.arange(tall)[:, None] / tall, np.arange(wide)[None] / wide)[colour[6] if colour[6:] else 0]
+    shades = first + np.broadcast_to(across, (tall, wide))[..., None] * (last - first)
+    return Image.fromarray(shades.round().astype(np.uint8))
 
 
 def repainted(sample: Any, colour: Sequence[int]) -> Any:

@@ -9,6 +9,7 @@ from assay.audits.components.pipeline import (
     pack_faults,
     pixel_faults,
     row_faults,
+    sight_faults,
     speech_faults,
     talk_faults,
 )
@@ -21,6 +22,7 @@ MODULES = (
     pack_faults,
     pixel_faults,
     row_faults,
+    sight_faults,
     speech_faults,
     talk_faults,
 )

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from assay.audits.components.pipeline.model_laws import near
-from assay.audits.components.pipeline.views import View, view
+from assay.audits.components.pipeline.views import PIXELS, View, alone, view
 from assay.audits.laws.trial import Trial
+from assay.audits.patch_runs import from_bytes
 from assay.audits.terms import Evidence, Inexpressible
 
 
@@ -88,7 +89,7 @@ def mode(trial: Trial) -> Iterator[Evidence]:
         elif name in still.values:
             evidence = near(name, _real(moving, name), _real(still, name), message)
             yield from [evidence] if evidence else []
-    if "grads" in still.values and "grads" in moving.values:
+    if all("grads" in found.values and found.values["grads"].numel() for found in (still, moving)):
         got, want = (found.model("grads") for found in (moving, still))
         evidence = near("gradients", got[:, 0], want[:, 0], message, reach=want[:, 1].amax())
         yield from [evidence] if evidence else []
@@ -111,3 +112,97 @@ def _same(one: View, other: View) -> bool:
         return False
     real = one.real.expand(here.shape[-2:]) if here.shape[-2] != 1 else one.real[:1]
     return torch.equal(here[..., real], there[..., real])
+
+
+def reached(trial: Trial) -> Iterator[Evidence]:
+    """The loss has a gradient, and every large part of the model that is called and is to be trained gets some of it.
+
+    Why: what is to be kept as it is has ``requires_grad`` off. A part whose parameters ask for gradients and get none
+    is trained in the settings only: the loss falls, by the rest, and the part is at the end what it was at the start.
+
+    Example: features of a tower that are taken without their graph.
+    """
+    found = view(trial, run=True, gradients=True)
+    _wanted(found)
+    if "grads" not in found.values:
+        raise Inexpressible("the model gives no loss")
+    grads = found.model("grads")
+    if not bool(grads[:, 1].any()):
+        message = "the loss reaches no parameter: nothing is trained"
+        yield Evidence(where="gradients", measured="none", limit="some", message=message)
+        return
+    for name in from_bytes(found.values["unreached"])[:1]:
+        message = f"{name} is called, its parameters are to be trained, and none of them has a gradient"
+        yield Evidence(where="gradients", measured="none", limit="some", message=message)
+
+
+def seen(trial: Trial) -> Iterator[Evidence]:
+    """What a model makes of a sample is another where its picture is another.
+
+    Why: a model that does not look at pictures learns to guess from the words, which goes a long way. Features that are
+    cut off, multiplied by nothing or put where no token reads them fail no check of shapes. A gate that is closed at
+    the start is all right: its gradient depends on the picture.
+
+    Example: features that are scattered into a copy of the embeddings.
+    """
+    found = view(trial)
+    asked = {"run": True, "gradients": found.get("labels") is not None}
+    for sample in found.samples:
+        try:
+            dark, light = (alone(trial, sample, painted=colour, **asked) for colour in ((0, 0, 0), (255, 255, 255)))
+        except Inexpressible:
+            continue
+        if dark.ids.tolist() != light.ids.tolist() or torch.equal(*map(_pixels, (dark, light))):
+            continue
+        if all(_unmoved(name, dark, light) for name in ("scores", "grads")):
+            message = f"sample {sample}: scores and gradients are the same for a black picture and for a white one"
+            yield Evidence(where="scores", measured="the same", limit="others", message=message, index=(sample,))
+        return
+    raise Inexpressible("no sample has pictures that could be painted, and pixels that come of them")
+
+
+def _pixels(found: View) -> Tensor:
+    pixels = found.get(PIXELS["image"])
+    return torch.zeros(0) if pixels is None else pixels
+
+
+def _unmoved(name: str, one: View, other: View) -> bool:
+    here, there = one.values.get(name), other.values.get(name)
+    return here is None or there is None or torch.equal(here, there)
+
+
+def causal(trial: Trial) -> Iterator[Evidence]:
+    """What a model says of the tokens before an answer does not depend on the answer.
+
+    Why: a token that is seen by those before it is copied, not predicted. Under such a mask the loss is near zero in a
+    few steps, and what is generated is noise.
+
+    Example: an attention that is given no mask and is not told that it is causal.
+    """
+    found = view(trial)
+    _ = found.labels
+    for sample in found.samples:
+        number = len(found.record["wants"][found.samples.index(sample)] or ())
+        if not number:
+            continue
+        try:
+            here, there = alone(trial, sample, run=True), alone(trial, sample, run=True, reworded=number)
+        except Inexpressible:
+            continue
+        (start, same) = _alike_until(here, there)
+        if not same or start < 2:
+            continue
+        got, want = (one.model("scores")[0, : start - 1] for one in (there, here))
+        evidence = near(
+            "scores", got, want, f"sample {sample}: what stands before its answer is scored by what follows"
+        )
+        yield from [evidence] if evidence else []
+        return
+    raise Inexpressible("no row changes with an answer of its sample's messages, from a place on")
+
+
+def _alike_until(one: View, other: View) -> tuple[int, bool]:
+    """The first place at which two rows differ, and whether there is one at all."""
+    pairs = enumerate(zip(one.ids[0].tolist(), other.ids[0].tolist(), strict=False))
+    place = next((place for place, (a, b) in pairs if a != b), None)
+    return (place or 0), place is not None

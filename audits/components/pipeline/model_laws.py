@@ -181,6 +181,8 @@ def near(
 
     Models compute partly in float32, whatever their dtype; ``moved`` is by how much positions differ.
     """
+    if not got.numel() and not want.numel():
+        return None
     reach = _largest(want) if reach is None else reach.clamp(min=torch.finfo(torch.float64).tiny)
     allowed = floor([], reach, torch.float32) * (1 + moved)
     return excess(where, relative(difference(got, want), reach), allowed, ordinary, message)
@@ -300,7 +302,7 @@ def _items(trial: Trial, found: View) -> int:
 
 
 def _gradients(trial: Trial, whole: View, parts: list[View], message: str, moved: float) -> Iterator[Evidence]:
-    if "grads" not in whole.values:
+    if "grads" not in whole.values or not whole.values["grads"].numel():
         return
     added = torch.stack([part.model("grads")[:, 0] for part in parts]).sum(0)
     got, norms = whole.model("grads")[:, 0], whole.model("grads")[:, 1]

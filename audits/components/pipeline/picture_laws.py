@@ -148,3 +148,44 @@ def _rows(values: Tensor) -> Tensor:
     pictures = wide.reshape(-1, values.shape[-3], values.shape[-2] * values.shape[-1])
     found = pictures.median(-1).values
     return found[pictures.flatten(1).any(-1)]
+
+
+SHADED = {"top": (0, 0, 0, 255, 255, 255, 0), "left": (0, 0, 0, 255, 255, 255, 1)}
+"""Dark at one side, bright at the other."""
+
+
+def upright(trial: Trial) -> Iterator[Evidence]:
+    """A picture that is dark at the left and the top is so in its pixels, as in those that the image processor makes.
+
+    Why: an answer about the left side is wrong for a picture that was mirrored. Counts, grids, brightness and colours
+    are those of the picture; nothing but its contents tells.
+
+    Example: rows of a picture that are read from the bottom, as some formats store them.
+    """
+    found = view(trial)
+    asked = False
+    for sample in found.samples:
+        for edge, colours in SHADED.items():
+            try:
+                single, again = (alone(trial, sample, painted=colours, draw=draw) for draw in (0, 1))
+            except Inexpressible:
+                break
+            got, want = single.get(PIXELS["image"]), single.values["paint.pixels"]
+            other = again.get(PIXELS["image"])
+            if got is None or other is None or got.shape != want.shape or not torch.equal(got, other):
+                break
+            asked = True
+            here, there = (values.double() - values.double().mean() for values in (got, want))
+            alike = float((here * there).sum() / (here.norm() * there.norm()).clamp(min=torch.finfo(here.dtype).tiny))
+            if alike < ALIKE:
+                message = f"sample {sample}: a picture that is dark at its {edge} lies otherwise in its pixels"
+                measured, limit = f"correlation {alike:.2f}", f"at least {ALIKE}"
+                yield Evidence(where=PIXELS["image"], measured=measured, limit=limit, message=message, index=(sample,))
+                return
+        if asked:
+            return
+    raise Inexpressible("no pixels come from pictures of the samples that can be painted, in the processor's sizes")
+
+
+ALIKE = 0.5
+"""Of pixels that are resized or cut otherwise, nearly 1; of a mirrored picture, -1; of one that is turned, nearly 0."""

@@ -73,14 +73,16 @@ def mean_and_deviation_exchanged() -> Pipeline:
     return pipeline(_Otherwise(image_mean=found.image_std, image_std=found.image_mean))
 
 
-class _Coloured(Collator):
+class Coloured(Collator):
     """Makes other pictures of those of a sample."""
 
     def __init__(self, change: Callable[[Any], Any]) -> None:
+        """``change`` makes one of one."""
         super().__init__(FAMILY)
         self._change = change
 
     def one(self, messages: Messages) -> dict[str, Any]:
+        """One conversation about other pictures."""
         return super().one([{**item, "content": [self._part(part) for part in item["content"]]} for item in messages])
 
     def _part(self, part: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -99,7 +101,7 @@ def red_and_blue_exchanged() -> Pipeline:
 
     Effect: skies are orange; a model that was trained on colours answers for others.
     """
-    return pipeline(_Coloured(_reversed))
+    return pipeline(Coloured(_reversed))
 
 
 @faulty("pixels")
@@ -108,7 +110,7 @@ def pictures_made_grey() -> Pipeline:
 
     Effect: what is asked about colours cannot be answered.
     """
-    return pipeline(_Coloured(lambda picture: picture.convert("L").convert("RGB")))
+    return pipeline(Coloured(lambda picture: picture.convert("L").convert("RGB")))
 
 
 class _Narrow(Collator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,10 +90,10 @@ def _places(row: str, texts: Sequence[str]) -> tuple[list[int], list[int]]:
 
 def _strange(turns: Sequence[Turn], heads: Mapping[str, str]) -> Iterator[tuple[Turn, str]]:
     known = {turn.number: turn.under(heads) for turn in turns}
-    after = dict(zip([turn.number for turn in turns], [*list(known.values())[1:], ""], strict=True))
+    after = {turn.number: known[late.number] for turn, late in itertools.pairwise(turns)}
     for turn in turns:
         seen = known[turn.number]
-        merged = turn.role == "system" and not after[turn.number]
+        merged = turn.role == "system" and not after.get(turn.number)
         if turn.role in heads and seen and seen != turn.role and not merged:
             yield turn, f"stands under the head of the {seen}"
     speaking = [turn for turn in turns if turn.role in SPEAKERS]

@@ -9,7 +9,7 @@ import torch
 
 from assay.audits.components.pipeline.views import GRIDS, IGNORED, View, alone, piece_alone, view
 from assay.audits.laws.trial import Trial
-from assay.audits.pipeline_talks import matched
+from assay.audits.pipeline_talks import matched, plain
 from assay.audits.terms import Evidence, Inexpressible
 from assay.reference.mrope_positions import IMAGE
 
@@ -120,3 +120,33 @@ def _blind(single: View, sample: int, talk: Talk, row: str) -> Evidence | None:
     measured = 0 if grids is None else len(grids)
     message = f"sample {sample}: all its texts are in its row, and not all its pictures"
     return Evidence(where="input_ids", measured=measured, limit=wanted, message=message, index=(sample,))
+
+
+def extra(trial: Trial) -> Iterator[Evidence]:
+    """Where a row holds what the chat template writes, it holds that once, but for one token that begins or ends texts.
+
+    Why: what stands before or after is read with it. A second token for the beginning of the text, or the head of an
+    answer that never comes, is in no prompt that the model will be given, and changes what it makes of all that is.
+
+    Example: a template that writes the beginning of the text, and a tokenizer that adds it once more.
+    """
+    found = view(trial)
+    wholes = dict(zip(found.samples, found.record["wholes"], strict=True))
+    asked = False
+    ends = {plain(text) for text in found.facts["ends"].values()} | {found.facts.get("begins", "")}
+    for sample in found.samples:
+        row, whole = "".join(alone(trial, sample).record["spoken"]), wholes[sample]
+        if not whole or row.count(whole) != 1:
+            continue
+        asked = True
+        before, _, after = row.partition(whole)
+        doubled = before and whole.startswith(before)
+        if (before and (doubled or before not in ends)) or (after and after not in ends):
+            message = f"sample {sample}: its row holds more than its conversation, by the chat template"
+            measured = before if before and (doubled or before not in ends) else after
+            yield Evidence(
+                where="input_ids", measured=measured[-60:], limit="nothing", message=message, index=(sample,)
+            )
+            return
+    if not asked:
+        raise Inexpressible("no row holds its conversation as a chat template writes it")

@@ -79,7 +79,7 @@ def forward(model: nn.Module, batch: Mapping[str, Any], asked: Asked, step: Step
         logits = next((found for one in said if (found := _told(one, "logits")) is not None), None)
         if logits is None:
             logits = _without_labels(model, given)
-    out = _scored(logits.detach(), given) | {"drawn": torch.tensor([drawn])}
+    out = _scored(logits.detach(), given) | {"drawn": torch.tensor([drawn])} | _added(model, said)
     if loss is not None:
         out["loss"] = loss.detach().double().reshape(1)
         if asked.gradients:
@@ -88,6 +88,16 @@ def forward(model: nn.Module, batch: Mapping[str, Any], asked: Asked, step: Step
             out["grads"] = _projected(model)
             out["unreached"] = as_bytes(sorted(name for name, part in parts.items() if unreached(part)))
     return out | ({"positions": seen[0]} if seen else {})
+
+
+def _added(model: nn.Module, said: list[Any]) -> Outputs:
+    """``added``: what a mixture of experts adds to its loss, to use all of them; not a number where nobody says."""
+    told = next((found for one in said if (found := _told(one, "aux_loss")) is not None), None)
+    if told is None:
+        return {}
+    configs = [config, getattr(config, "text_config", None)] if (config := getattr(model, "config", None)) else []
+    weight = next((found for one in configs if (found := getattr(one, "router_aux_loss_coef", None)) is not None), None)
+    return {"added": told.detach().double().reshape(1) * (float("nan") if weight is None else float(weight))}
 
 
 def _without_labels(model: nn.Module, given: Mapping[str, Any]) -> Tensor:
@@ -179,16 +189,28 @@ def _projected(model: nn.Module) -> Tensor:
 
 @contextlib.contextmanager
 def as_trainer(model: nn.Module) -> Iterator[None]:
-    """With ``use_cache`` off in the model's configuration, and left as it is in that of its parts."""
+    """With ``use_cache`` off in the model's configuration, and left as it is in that of its parts.
+
+    Experts are computed one by one: the product that does them at once is not made for float64.
+    """
     config = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)
+    grouped = [held for module in model.modules() if _at_once(held := vars(module).get("config"))]
     if config is not None:
         config.use_cache = False
+    for held in grouped:
+        held._experts_implementation = "eager"  # noqa: SLF001 - transformers has no public name for it in a configuration
     try:
         yield
     finally:
         if config is not None:
             config.use_cache = before
+        for held in grouped:
+            held._experts_implementation = "grouped_mm"  # noqa: SLF001 - as above
+
+
+def _at_once(config: Any) -> bool:
+    return getattr(config, "_experts_implementation", None) == "grouped_mm"
 
 
 _DRAWS = ("drop", "jitter")
@@ -266,11 +288,11 @@ class _Enough(Exception):
     """Ends a forward that has shown its positions."""
 
 
-def used_positions(model: nn.Module, batch: Mapping[str, Any]) -> Outputs:
+def used_positions(model: nn.Module, batch: Mapping[str, Any], step: Step = plain_step) -> Outputs:
     """``positions`` alone, as of :func:`forward`: the run ends where the decoder is told them."""
     modes = in_mode(model, training=False), as_trainer(model)
     with torch.no_grad(), contextlib.suppress(_Enough), modes[0], modes[1], watched(model, enough=True) as seen:
-        model(**_given(model, batch))
+        step(model, _given(model, batch), Asked())
     return {"positions": seen[0]} if seen else {}
 
 

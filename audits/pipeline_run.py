@@ -227,6 +227,9 @@ class Runner:
         media = set(self._facts.placeholders.values())
         if isinstance(mask, Tensor) and mask.numel() == ids.numel():
             ids = torch.where(mask.reshape(ids.shape) != 0, ids, -1)
+        elif (pad := self._facts.pad) is not None:
+            other = (ids != pad).long()
+            ids = torch.where((other.cumsum(-1) > 0) & (other.flip(-1).cumsum(-1).flip(-1) > 0), ids, -1)
         texts = [
             plain(self._decode([token for token in row if token >= 0 and token not in media])) for row in _rows(ids)
         ]
@@ -266,7 +269,7 @@ class Runner:
             raise Inexpressible("the model's forward takes no num_items_in_batch")
         if not call.run:
             with seeded(SEED):
-                return used_positions(model, batch)
+                return used_positions(model, batch, step_of(self._pipeline))
         try:
             model = model.to(device=call.device, dtype=getattr(torch, call.dtype))
         except (ValueError, RuntimeError, TypeError) as error:

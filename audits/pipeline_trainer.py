@@ -50,6 +50,7 @@ def _of_trainer(trainer: Any) -> Step:
         with _one_of(trainer, asked.steps):
             if asked.gradients:
                 return _alone(trainer.training_step(model, given, num_items_in_batch=items))
+            given = getattr(trainer, "_prepare_inputs", dict)(given)
             return _alone(trainer.compute_loss(model, given, num_items_in_batch=items))
 
     return step

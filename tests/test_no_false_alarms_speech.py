@@ -116,6 +116,25 @@ class Half(Rendered):
         return {name: value.bfloat16() if name == "pixel_values" else value for name, value in batch.items()}
 
 
+class Kind(Rendered):
+    """Puts an instruction in front of conversations that have none."""
+
+    def one(self, messages: Any) -> dict[str, Any]:
+        kind = {"role": "system", "content": [{"type": "text", "text": "be kind"}]}
+        return super().one(messages if messages[0]["role"] == "system" else [kind, *messages])
+
+
+def _experts() -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=576, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.1,
+    )  # fmt: skip
+    untyped: Any = MixtralForCausalLM
+    return untyped(config).eval()
+
+
 def _own_loss(model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
     labels = inputs.pop("labels")
     out = model(**inputs)
@@ -227,6 +246,8 @@ RIGHT: dict[str, Callable[[], Any]] = {
     "no logits beside a loss": lambda: _texts(Fused()),
     "dropout": lambda: _texts(Forgetful().eval()),
     "drawn in training": lambda: _texts(Noisy().eval()),
+    "an instruction of its own": lambda: pipeline(Kind()),
+    "experts": lambda: _texts(_experts()),
     "answers told twice": lambda: pipeline(Rendered(), Told()),
 }
 

@@ -184,6 +184,24 @@ def trainer_that_drops_columns() -> Any:
     return trainer(model(), own.labelled, rows, own.processor, remove_unused_columns=False)
 
 
+@faulty("positions")
+def trainer_that_pops_what_it_does_not_know() -> Any:
+    """A ``Trainer`` takes keys out of its inputs before it calls the model.
+
+    Effect: the batch is right, and images are numbered as text all the same.
+    """
+    own = Collator(FAMILY)
+    made = trainer(model(), own, _talks(own), own.processor, remove_unused_columns=False)
+    inner = made.compute_loss
+
+    def compute_loss(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        known = {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
+        return inner(model, known, *args, **kwargs)
+
+    made.compute_loss = compute_loss
+    return made
+
+
 class _Listed:
     """The language-modelling collator, for samples with labels of their own."""
 

@@ -26,7 +26,7 @@ def loss(trial: Trial) -> Iterator[Evidence]:
     Example: a ``compute_loss`` that divides by all tokens of the row instead of those that are trained on.
     """
     found = view(trial, run=True)
-    got, want = found.model("loss"), _wanted(found)
+    got, want = _without_experts(found), _wanted(found)
     evidence = near("loss", got, want.mean().reshape(1), "the loss is not the mean over the targets")
     yield from [evidence] if evidence else []
     yield from _by_count(trial, found, want)
@@ -39,6 +39,16 @@ def loss(trial: Trial) -> Iterator[Evidence]:
 
 MOST = 0.5
 """Of logits in double precision hardly any is by chance a number of half precision: more than half are rounded."""
+
+
+def _without_experts(found: View) -> Tensor:
+    """The loss without what a mixture of experts adds. Inexpressible where nobody says how much that is."""
+    got = found.model("loss")
+    if "added" not in found.values:
+        return got
+    if not bool(torch.isfinite(found.values["added"]).all()):
+        raise Inexpressible("the model adds a term to its loss, and nothing says with which weight")
+    return got - found.values["added"]
 
 
 def _wanted(found: View) -> Tensor:
@@ -62,7 +72,7 @@ def _by_count(trial: Trial, found: View, want: Tensor) -> Iterator[Evidence]:
         items = 2 * len(want) + 1
         limit = want.sum() / items
     try:
-        got = view(trial, run=True, items=items).model("loss")
+        got = _without_experts(view(trial, run=True, items=items))
     except Inexpressible:
         return
     evidence = near("loss", got, limit.reshape(1), f"with {items} items in the step, the loss is not their share of it")

@@ -279,6 +279,8 @@ def micro(trial: Trial) -> Iterator[Evidence]:
     if len(found.samples) < 2:
         raise Inexpressible("a batch of one sample has no parts")
     still(trial)
+    if "added" in found.values:
+        raise Inexpressible("the model adds a term to its loss that is of all tokens of a batch together")
     placed = pieces(trial, found)
     asked = {"run": True, "items": _items(trial, found), "gradients": True}
     whole = view(trial, **asked | {"items": found.record["items"] or asked["items"]})

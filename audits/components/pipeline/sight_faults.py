@@ -145,15 +145,6 @@ def head_of_an_answer_that_never_comes() -> Pipeline:
     return pipeline(_Framed("", "<|im_start|>assistant\n"))
 
 
-@faulty("extra")
-def system_prompt_of_the_library() -> Pipeline:
-    """A library's default system prompt is written in front of each conversation, for a template that writes none.
-
-    Effect: the model answers otherwise as soon as it is used without.
-    """
-    return pipeline(_Framed("<|im_start|>system\nbe kind<|im_end|>\n", ""))
-
-
 class _Commas(Collator):
     """Takes commas out of all texts."""
 

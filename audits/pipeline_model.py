@@ -73,7 +73,9 @@ def forward(model: nn.Module, batch: Mapping[str, Any], asked: Asked, step: Step
     with in_mode(model, training=asked.training), as_trainer(model):
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(asked.gradients))
-            seen, said, parts = (stack.enter_context(watch(model)) for watch in (watched, answered, called))
+            seen = stack.enter_context(watched(model))
+            said = stack.enter_context(answered(model))
+            parts = stack.enter_context(called(model))
             loss = step(model, dict(given), asked)
         drawn = not torch.equal(state, torch.get_rng_state())
         logits = next((found for one in said if (found := _told(one, "logits")) is not None), None)
@@ -90,7 +92,7 @@ def forward(model: nn.Module, batch: Mapping[str, Any], asked: Asked, step: Step
     return out | ({"positions": seen[0]} if seen else {})
 
 
-def _added(model: nn.Module, said: list[Any]) -> Outputs:
+def _added(model: nn.Module, said: list[Any]) -> dict[str, Tensor]:
     """``added``: what a mixture of experts adds to its loss, to use all of them; not a number where nobody says."""
     told = next((found for one in said if (found := _told(one, "aux_loss")) is not None), None)
     if told is None:
@@ -109,7 +111,7 @@ def _without_labels(model: nn.Module, given: Mapping[str, Any]) -> Tensor:
     return found
 
 
-def _scored(logits: Tensor, given: Mapping[str, Any]) -> Outputs:
+def _scored(logits: Tensor, given: Mapping[str, Any]) -> dict[str, Tensor]:
     ids = given["input_ids"]
     out = {"scores": scores(logits, ids), "rounded": torch.tensor([rounded(logits)])}
     wanted = given.get("shift_labels")
@@ -195,7 +197,7 @@ def as_trainer(model: nn.Module) -> Iterator[None]:
     """
     config = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)
-    grouped = [held for module in model.modules() if _at_once(held := vars(module).get("config"))]
+    grouped: list[Any] = [held for module in model.modules() if _at_once(held := vars(module).get("config"))]
     if config is not None:
         config.use_cache = False
     for held in grouped:

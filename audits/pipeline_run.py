@@ -6,7 +6,7 @@ A :class:`BatchCall` in, named tensors out. It lives in the worker; the judge se
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ class Runner:
         chosen = self._chosen(call)
         batch, record = self._batch(chosen, call)
         record |= self._told(batch, call)
-        out = {} if not call.painted else self._painted(chosen[0], call.painted)
+        out: dict[str, Tensor] = {} if not call.painted else self._painted(chosen[0], call.painted)
         out |= {f"batch.{name}": tensor for name, value in batch.items() if (tensor := _tensor(value)) is not None}
         if call.run or call.positions:
             out |= self._ran(batch, call)
@@ -209,7 +209,7 @@ class Runner:
         trainer = self._pipeline.trainer
         return None if trainer is None else counted(trainer, batch)
 
-    def _painted(self, index: int, colour: tuple[int, ...]) -> Outputs:
+    def _painted(self, index: int, colour: tuple[int, ...]) -> dict[str, Tensor]:
         """``paint.pixels``, which the image processor makes of the sample's pictures in one colour."""
         processor = getattr(self._pipeline.processor, "image_processor", None)
         found = canvases(self._sample(index), colour)
@@ -289,11 +289,12 @@ class Runner:
 
 def _changed(row: Any, call: BatchCall) -> Any:
     """The first sample with what the call asks for done to it."""
-    for asked, change, reason in (
+    steps: tuple[tuple[Any, Callable[[Any, Any], Any], str], ...] = (
         (call.negative, inverted, "no such picture, or one that is the same"),
         (call.painted, repainted, "no pictures that could be painted"),
         (call.reworded, reworded, "no such answer, or one without letters"),
-    ):
+    )
+    for asked, change, reason in steps:
         row = change(row, asked) if asked else row
         if row is None:
             raise Inexpressible(f"the sample has {reason}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from assay.audits.patch_runs import as_bytes
 from assay.audits.pipeline_facts import Facts, facts
+from assay.audits.pipeline_markup import Markup, tidy
 from assay.audits.pipeline_model import Asked, accepted, forward, refused, used_positions
 from assay.audits.pipeline_samples import answers, attempted, digest, messages, pictures
 from assay.audits.pipeline_swaps import canvases, inverted, repainted, reworded
@@ -141,6 +142,7 @@ class Runner:
             "wants": [one["wants"] for one in said],
             "talks": [one["talk"] for one in said],
             "wholes": [one["whole"] for one in said],
+            "meant": [one["meant"] for one in said],
             "changed": changed,
             "reseeded": reseeded,
         }
@@ -152,8 +154,45 @@ class Runner:
                 "wants": answers(sample, self._render),
                 "talk": self._talk(sample),
                 "whole": self._whole(sample),
+                "meant": self._meant(sample),
             }
         return self._read[key]
+
+    def _markup(self) -> Markup:
+        """How rows are read beside their texts."""
+        part = {"type": "text", "text": "a"}
+        seeing, blind = (
+            attempted(self._render, [{"role": "user", "content": content}])
+            for content in ([{"type": "image"}, part], [part])
+        )
+        head = next((at for at, (a, b) in enumerate(zip(seeing, blind, strict=False)) if a != b), 0)
+        frame = seeing[head : head + len(seeing) - len(blind)]
+        return Markup(
+            decode=self._decode,
+            media=frozenset(self._facts.placeholders.values()),
+            special=frozenset(self._facts.special),
+            frame=frame if frame and seeing == blind[:head] + frame + blind[head:] else "",
+        )
+
+    def _exact(self, ids: Tensor, mask: Any) -> list[tuple[str, str]]:
+        """Of each row the text with its markup, and what it says without."""
+        if self._pipeline.tokenizer is None:
+            return []
+        markup = self._markup()
+        return [(markup.exact(row), markup.said(row)) for row in _rows(self._shown(ids, mask))]
+
+    def _meant(self, sample: Any) -> tuple[str, str] | None:
+        """The same of a sample's conversation, as the template and the tokenizer write it; None where none can be."""
+        talk = messages(sample)
+        rendered = attempted(self._render, talk) if talk else ""
+        if not rendered or self._pipeline.tokenizer is None or not tidy(talk or []):
+            return None
+        try:
+            ids = self._tokens(rendered)
+        except _Unread:
+            return None
+        markup = self._markup()
+        return markup.exact(ids), markup.said(ids)
 
     def _whole(self, sample: Any) -> str:
         """A sample's conversation by the chat template, as :meth:`_spoken` has it."""
@@ -200,6 +239,7 @@ class Runner:
             "plain": self._plain(batch["input_ids"]),
             "spoken": self._spoken(batch["input_ids"], batch.get("attention_mask")),
             "items": self._items(batch),
+            "exact": self._exact(batch["input_ids"], batch.get("attention_mask")),
         }
         if call.texts:
             told["texts"] = self._texts(batch["input_ids"])
@@ -225,17 +265,22 @@ class Runner:
         if self._pipeline.tokenizer is None:
             return []
         media = set(self._facts.placeholders.values())
-        if isinstance(mask, Tensor) and mask.numel() == ids.numel():
-            ids = torch.where(mask.reshape(ids.shape) != 0, ids, -1)
-        elif (pad := self._facts.pad) is not None:
-            other = (ids != pad).long()
-            ids = torch.where((other.cumsum(-1) > 0) & (other.flip(-1).cumsum(-1).flip(-1) > 0), ids, -1)
+        ids = self._shown(ids, mask)
         texts = [
             plain(self._decode([token for token in row if token >= 0 and token not in media])) for row in _rows(ids)
         ]
         for frame in self._facts.frames:
             texts = [said.replace(frame, "") for said in texts]
         return texts
+
+    def _shown(self, ids: Tensor, mask: Any) -> Tensor:
+        """Ids with -1 for padding."""
+        if isinstance(mask, Tensor) and mask.numel() == ids.numel():
+            return torch.where(mask.reshape(ids.shape) != 0, ids, -1)
+        if (pad := self._facts.pad) is None:
+            return ids
+        other = (ids != pad).long()
+        return torch.where((other.cumsum(-1) > 0) & (other.flip(-1).cumsum(-1).flip(-1) > 0), ids, -1)
 
     def _decoded(self, batch: Mapping[str, Any]) -> list[list[tuple[int, int, str]]]:
         """The runs of trained tokens of each row: where they start and stop, and their labels as text."""

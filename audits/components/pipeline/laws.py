@@ -34,6 +34,7 @@ OF_BATCHES = (
     _law(talk_laws.messages),
     _law(talk_laws.extra),
     _law(role_laws.roles),
+    _law(role_laws.markup),
     _law(role_laws.foretold),
     _law(label_laws.kept),
     _law(label_laws.answers),

@@ -116,6 +116,46 @@ def _unknown(
             yield turn, "stands under a head that the chat template does not write"
 
 
+def markup(trial: Trial) -> Iterator[Evidence]:
+    """Where a row says what its conversation says, all that stands between the texts is as the chat template writes it.
+
+    Why: control tokens and line breaks are tokens as others are. A model that is trained with a turn that ends
+    otherwise, without a line break or without the marks around a picture, meets prompts that it has never seen. How the
+    row begins and ends is a choice; so are pictures at another place, and rows that say more or less.
+
+    Example: a collator that writes the template's parts by hand, and forgets the line break after a role.
+    """
+    found = view(trial)
+    asked = False
+    ends = [*found.facts["ends"].values(), found.facts["begins"]]
+    for sample, meant in zip(found.samples, found.record["meant"], strict=True):
+        rows = alone(trial, sample).record["exact"]
+        if meant is None or len(rows) != 1 or rows[0][1] != meant[1]:
+            continue
+        asked = True
+        row, want = (_trimmed(said, ends) for said in (rows[0][0], meant[0]))
+        if row != want:
+            place = next(
+                (at for at, (a, b) in enumerate(zip(row, want, strict=False)) if a != b), min(map(len, (row, want)))
+            )
+            message = f"sample {sample}: its row says what its conversation says, with other markup than the template's"
+            measured, limit = (repr(said[max(0, place - 20) : place + 30]) for said in (row, want))
+            yield Evidence(where="input_ids", measured=measured, limit=limit, message=message, index=(sample,))
+            return
+    if not asked:
+        raise Inexpressible("no row says what its conversation says by a chat template")
+
+
+def _trimmed(said: str, ends: Sequence[str]) -> str:
+    """Without blanks and tokens that begin or end texts at its ends."""
+    before = None
+    while before != said:
+        before, said = said, said.strip()
+        for end in filter(None, ends):
+            said = said.removesuffix(end).removeprefix(end)
+    return said
+
+
 def foretold(trial: Trial) -> Iterator[Evidence]:
     """What stands in a row before an answer stays as it is where the answer says something else.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,6 +77,58 @@ def roles_of_another_notation() -> Pipeline:
     Effect: the first thing that the model reads in training is a head that no prompt has.
     """
     return pipeline(_Headed(lambda _place, item: {"user": "human"}.get(item["role"], item["role"])))
+
+
+class _Marked(Collator):
+    """Writes rows by another template than that of the processor, which knows the same turns."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__(FAMILY)
+        self.told, self._other = self.processor, copy.copy(self.processor)
+        self._other.chat_template = change(self.processor.chat_template)
+
+    def one(self, messages: Messages) -> dict[str, Any]:
+        self.processor = self._other
+        try:
+            return super().one(messages)
+        finally:
+            self.processor = self.told
+
+
+@faulty("markup")
+def pictures_without_their_marks() -> Pipeline:
+    """A picture's placeholders stand without the tokens that begin and end a picture.
+
+    Effect: a pretrained model does not know that a picture has begun.
+    """
+    return pipeline(_Marked(lambda said: said.replace("<|vision_start|>", "").replace("<|vision_end|>", "")))
+
+
+@faulty("markup")
+def blank_line_between_turns_lost() -> Pipeline:
+    """Turns follow each other without the line break that the template writes.
+
+    Effect: in use every turn begins with a token that training never had there.
+    """
+    return pipeline(_Marked(lambda said: said.replace("<|im_end|>\n", "<|im_end|>")))
+
+
+class _Replacing(Collator):
+    """Exchanges one token for another, in ids and labels."""
+
+    def one(self, messages: Messages) -> dict[str, Any]:
+        made = super().one(messages)
+        start, other = map(self.processor.tokenizer.convert_tokens_to_ids, ("<|im_start|>", "<|endoftext|>"))
+        return {**made, "input_ids": made["input_ids"].masked_fill(made["input_ids"] == start, other)}
+
+
+@faulty("markup")
+def beginnings_of_turns_by_another_token() -> Pipeline:
+    """Turns begin with the token of another family's template.
+
+    Effect: texts, labels and lengths are right, and no head is the one that prompts have.
+    """
+    return pipeline(_Replacing(FAMILY))
 
 
 class _Hinting(Collator):

@@ -5,8 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from assay.audits.pipeline_heads import frames, heads
+from assay.audits.pipeline_samples import attempted
+from assay.audits.pipeline_talks import plain
+from assay.audits.pipeline_trainer import smoothing
 from assay.audits.pipelines import Pipeline
 from assay.reference.mrope_rules import RULES
 
@@ -38,7 +43,11 @@ class Facts:
     the text of that which the chat template writes, empty where it is not known;
     ``trims`` says that the chat template cuts the blanks around a text; ``rule`` is a name of
     ``RULES``, or empty; ``spatial_merge`` and ``ids_per_second`` are what the configuration says. ``needs_types`` says
-    that the family finds its images by ``mm_token_type_ids``. ``model`` is the class, empty without one.
+    that the family finds its images by ``mm_token_type_ids``. ``model`` is the class, empty without one. ``heads`` are
+    what the chat template writes right before a message of each role, ``frames`` what it writes of a picture but for
+    its placeholder, as plain text. ``smoothing`` is the label smoothing of a ``Trainer``,
+    ``trained_by`` says that there is one, ``begins`` is the token that texts begin with. ``normalised`` says that the
+    image processor is set to normalise.
     """
 
     placeholders: dict[str, int]
@@ -54,6 +63,12 @@ class Facts:
     needs_types: bool
     model: str
     texts: bool
+    heads: dict[str, str]
+    frames: tuple[str, ...]
+    smoothing: float
+    trained_by: bool
+    begins: str
+    normalised: bool
 
 
 def facts(pipeline: Pipeline) -> Facts:
@@ -74,7 +89,26 @@ def facts(pipeline: Pipeline) -> Facts:
         needs_types=_needs_types(pipeline),
         model="" if pipeline.model is None else type(pipeline.model).__name__,
         texts=pipeline.tokenizer is not None,
+        heads=heads(partial(attempted, partial(_templated, pipeline))),
+        frames=frames(partial(attempted, partial(_templated, pipeline)), _texts_of(pipeline, config)),
+        smoothing=smoothing(pipeline.trainer),
+        trained_by=pipeline.trainer is not None,
+        begins=plain(str(getattr(pipeline.tokenizer, "bos_token", None) or "")),
+        normalised=bool(getattr(getattr(pipeline.processor, "image_processor", None), "do_normalize", False)),
     )
+
+
+def _templated(pipeline: Pipeline, talk: list[dict[str, Any]], *, prompt: bool = False) -> str:
+    owners = (pipeline.processor, pipeline.tokenizer)
+    owner: Any = next((owner for owner in owners if getattr(owner, "chat_template", None)), None)
+    return "" if owner is None else str(owner.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt))
+
+
+def _texts_of(pipeline: Pipeline, config: Any) -> list[str]:
+    """What placeholders decode to."""
+    if pipeline.tokenizer is None:
+        return []
+    return [str(pipeline.tokenizer.decode([token])) for _, token in _placeholders(pipeline, config)]
 
 
 def _special(tokenizer: Any) -> set[int]:

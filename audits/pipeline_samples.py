@@ -104,11 +104,11 @@ def text(content: Any) -> str:
 
 def pictures(sample: Any) -> list[list[int]]:
     """Width and height of each image of a sample in reading order, turned as its camera says; none where unknown."""
-    sizes = [_size(item) for item in _held(sample)]
+    sizes = [_size(item) for item in held(sample)]
     return [size for size in sizes if size] if all(sizes) else []
 
 
-def _held(sample: Any) -> list[Any]:
+def held(sample: Any) -> list[Any]:
     """What a sample has as images, in reading order."""
     if not isinstance(sample, Mapping):
         return []
@@ -116,40 +116,9 @@ def _held(sample: Any) -> list[Any]:
     parts = [part for item in talk if isinstance(item["content"], (list, tuple)) for part in item["content"]]
     found = [part.get("image") for part in parts if isinstance(part, Mapping) and part.get("type") == "image"]
     if not found or any(not hasattr(item, "getexif") for item in found):
-        held = sample.get("images", sample.get("image"))
-        found = list(held) if isinstance(held, (list, tuple)) else [held]
+        given = sample.get("images", sample.get("image"))
+        found = list(given) if isinstance(given, (list, tuple)) else [given]
     return found
-
-
-def inverted(sample: Any, number: int, *, corner: bool = False) -> Any:
-    """A sample whose image of a number, from 1 on, is its negative, wherever the sample holds it.
-
-    With ``corner`` its upper left quarter alone is. None where it has no such image in 8 bits, or another that is the
-    same.
-    """
-    held = _held(sample)
-    if number > len(held) or not all(hasattr(item, "getexif") and item.mode in {"L", "RGB"} for item in held):
-        return None
-    wanted = held[number - 1]
-    same = [item for item in held if _alike(item, wanted)]
-    if len(same) > 1:
-        return None
-    box = (0, 0, wanted.width // 2, wanted.height // 2) if corner else (0, 0, wanted.width, wanted.height)
-    other = wanted.copy()
-    other.paste(wanted.crop(box).point(lambda value: 255 - value), box)
-    return _replaced(sample, wanted, other)
-
-
-def _alike(one: Any, other: Any) -> bool:
-    return one is other or (one.size == other.size and one.mode == other.mode and one.tobytes() == other.tobytes())
-
-
-def _replaced(value: Any, old: Any, new: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _replaced(item, old, new) for key, item in value.items()}
-    if type(value) in {list, tuple}:
-        return type(value)(_replaced(item, old, new) for item in value)
-    return new if hasattr(value, "getexif") and _alike(value, old) else value
 
 
 SIDEWAYS = (5, 6, 7, 8)

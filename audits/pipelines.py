@@ -19,12 +19,15 @@ from assay.audits.resolve import imported
 from assay.audits.usage import BadUsage
 
 SIDES = ("right", "left")
+_WRAPPED = ("data_collator", "collator", "collate_fn")
+"""What a collator may call the collator that it is wrapped around."""
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "dataset": ("dataset", "train_dataset"),
     "collator": ("collator", "collate_fn", "data_collator"),
     "processor": ("processor", "processing_class"),
     "tokenizer": ("tokenizer",),
     "model": ("model",),
+    "loss": ("loss", "compute_loss"),
 }
 """What each part may be called by whoever made it; a ``Trainer`` has them under its own names."""
 
@@ -36,6 +39,10 @@ class Pipeline:
     ``dataset`` is a sequence of samples. ``collator`` makes a mapping of tensors, with ``input_ids``, from a list of
     samples; without one the chat template of ``processor`` makes it from their messages. ``processor`` and
     ``tokenizer`` tell texts and placeholders. ``model`` is a module, or a callable without arguments that makes one.
+    ``loss`` computes the loss in place of the model, with the signature of ``Trainer.compute_loss``: ``(model, inputs,
+    return_outputs=False, num_items_in_batch=None)``, of which the last two may be absent. ``trainer`` is the
+    ``Trainer`` that all of this was taken from, and ``rows`` what its loader hands to the collator for each sample,
+    where that is another object than the sample.
     """
 
     dataset: Any
@@ -43,6 +50,9 @@ class Pipeline:
     processor: Any = None
     tokenizer: Any = None
     model: Any = None
+    loss: Any = None
+    trainer: Any = None
+    rows: Any = None
 
     @property
     def made_by_template(self) -> bool:
@@ -66,13 +76,34 @@ def load(ref: str) -> Pipeline:
 def checked(made: Any) -> Pipeline:
     """What ``make()`` returned, a mapping or an object, with every part looked at. BadUsage names the part."""
     parts = {name: _part(made, names) for name, names in _NAMES.items()}
+    if is_trainer(made):
+        parts |= _served(made)
     if parts["processor"] is None:
         parts["processor"] = next((item for item in _kept(parts["collator"]) if hasattr(item, "tokenizer")), None)
     pipeline = Pipeline(**parts)
     _check_dataset(pipeline.dataset)
+    if pipeline.loss is not None and not callable(pipeline.loss):
+        raise _wrong("loss", f"expected a function of a model and its inputs, got a {type(pipeline.loss).__name__}")
     pipeline = _with_tokenizer(pipeline)
     _check_collator(pipeline)
     return replace(pipeline, model=_module(pipeline.model))
+
+
+def is_trainer(made: Any) -> bool:
+    """Whether an object has a loader and a step of its own, as the ``Trainer`` of transformers has."""
+    return all(callable(getattr(made, name, None)) for name in ("get_train_dataloader", "training_step"))
+
+
+def _served(trainer: Any) -> dict[str, Any]:
+    """What the loader of a ``Trainer`` is made of: it may hold fewer columns, and a collator around the collator."""
+    _check_dataset(getattr(trainer, "train_dataset", None))
+    loader = trainer.get_train_dataloader()
+    dataset, held = trainer.train_dataset, loader.dataset
+    _check_dataset(held)
+    if len(held) != len(dataset):
+        dataset = held
+    rows = None if held is dataset else held
+    return {"dataset": dataset, "rows": rows, "collator": loader.collate_fn, "trainer": trainer}
 
 
 def _part(made: Any, names: Sequence[str]) -> Any:
@@ -175,8 +206,11 @@ def _holders(pipeline: Pipeline) -> list[Any]:
 
 
 def _kept(collator: Any) -> list[Any]:
+    """Of a collator, and of those that it is wrapped around."""
     names = ("tokenizer", "processor", "processing_class")
-    return [getattr(collator, name) for name in names if getattr(collator, name, None) is not None]
+    found = [getattr(collator, name) for name in names if getattr(collator, name, None) is not None]
+    inner = next((held for name in _WRAPPED if (held := getattr(collator, name, None)) is not None), None)
+    return found if inner is None or inner is collator else [*found, *_kept(inner)]
 
 
 def collated(pipeline: Pipeline, samples: list[Any]) -> dict[str, Any]:

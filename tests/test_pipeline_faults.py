@@ -56,9 +56,17 @@ def server() -> Iterator[Server]:
         yield running
 
 
+FOUND = {
+    "trainer-padded-qwen2-5-vl": {"micro"},
+    "trainer-packed-qwen2-5-vl": {"micro"},
+    "trainer-smoothed-qwen2-5-vl": {"loss", "micro"},
+}
+"""Findings of transformers: its Trainer hands Qwen2.5-VL no count of a step, and does not shift smoothed labels."""
+
+
 @pytest.mark.parametrize("candidate", registry.candidates(NAME), ids=lambda candidate: candidate.name)
 def test_own_pipelines_pass(server: Server, candidate: Candidate, one_thread: None) -> None:
     options = Options(cases=("all",), laws=tuple(law.name for law in registry.component("pipeline").laws))
     report = audit(registry.operation(NAME), candidate, options, server=server)
-    assert report.findings == ()
+    assert {found.rule.rpartition(".")[2] for found in report.findings} == FOUND.get(candidate.name, set())
     assert report.exercised

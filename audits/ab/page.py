@@ -26,7 +26,7 @@ def render(comparisons: Sequence[Comparison], stem: str) -> str:
         _summary(comparisons),
         *(part for one in comparisons for part in _section(one, stem)),
         "## What was trained",
-        _trained(comparisons[0]),
+        _trained(comparisons),
         "## Again",
         _again(comparisons, stem, own=own),
         "## What these numbers do not say",
@@ -172,7 +172,8 @@ def _crossed(one: Comparison) -> Iterator[str]:
     )
 
 
-def _trained(one: Comparison) -> str:
+def _trained(comparisons: Sequence[Comparison]) -> str:
+    one = comparisons[0]
     settings = one.settings
     shapes = "; ".join(
         f"{area} patches as " + ", ".join(f"{rows} x {wide}" for rows, wide in grids(area)) for area in AREAS
@@ -187,9 +188,17 @@ def _trained(one: Comparison) -> str:
 * **Batches.** {settings.rows} rows of {settings.per_row} packed samples a step, a block-causal mask between samples,
   positions by the reference's rule of the family. Only answers are trained on. No sample comes twice.
 * **Both sides** have the same initial weights and the same data, seed by seed: {_same(one)} (digests in the results).
-  AdamW, {settings.steps} steps, rate {settings.rate:g} with {settings.warmup} steps of warm-up and a linear fall.
+  AdamW, {_steps(comparisons)} steps, rate {settings.rate:g} with {settings.warmup} steps of warm-up and a linear fall.
 * The curves are of the batches of training before each update, which are unseen samples too.
 """
+
+
+def _steps(comparisons: Sequence[Comparison]) -> str:
+    """How many, for each family where they differ."""
+    found = {one.settings.family: one.settings.steps for one in comparisons}
+    if len(set(found.values())) == 1:
+        return str(next(iter(found.values())))
+    return ", ".join(f"{count} (`{family}`)" for family, count in found.items())
 
 
 def _same(one: Comparison) -> str:

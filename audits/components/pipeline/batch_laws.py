@@ -14,6 +14,7 @@ from assay.audits.components.pipeline.views import (
     Piece,
     View,
     alone,
+    drawn,
     located,
     packed,
     pieces,
@@ -147,9 +148,9 @@ def media(trial: Trial) -> Iterator[Evidence]:
     found = view(trial)
     placed = pieces(trial, found)
     names = [*GRIDS.values(), *PIXELS.values(), "second_per_grid_ts", "video_second_per_grid"]
-    names = [name for name in names if found.get(name) is not None]
+    names = [name for name in names if found.get(name) is not None and name not in drawn(trial)]
     if not names or len(placed) < 2:
-        raise Inexpressible("the batch has no media of several samples")
+        raise Inexpressible("the batch has no media of several samples, or they are drawn")
     for name in names:
         parts = [alone(trial, piece.sample).get(name) for piece in placed]
         wanted = torch.cat([part for part in parts if part is not None] or [found.tensors[name][:0]])
@@ -323,6 +324,8 @@ def placement(trial: Trial) -> Iterator[Evidence]:
     """
     found = view(trial)
     placed, lost = located(trial, found)
+    if lost and "input_ids" in drawn(trial):
+        raise Inexpressible("the collator draws input_ids: a sample has other tokens in each batch")
     for sample in lost[:1]:
         message = f"sample {sample} is not in the batch with the tokens that it has alone ({len(lost)} samples are not)"
         yield Evidence(where="input_ids", measured="absent", limit="present", message=message, index=(sample,))

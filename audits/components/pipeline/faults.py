@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from assay.audits.components.pipeline import label_faults, media_faults, pack_faults, row_faults, talk_faults
+from assay.audits.components.pipeline import (
+    label_faults,
+    loss_faults,
+    media_faults,
+    pack_faults,
+    pixel_faults,
+    row_faults,
+    sight_faults,
+    speech_faults,
+    talk_faults,
+)
 from assay.audits.fault import gathered
 
-FAULTS = tuple(
-    entry
-    for module in (label_faults, media_faults, pack_faults, row_faults, talk_faults)
-    for entry in gathered(vars(module))
+MODULES = (
+    label_faults,
+    loss_faults,
+    media_faults,
+    pack_faults,
+    pixel_faults,
+    row_faults,
+    sight_faults,
+    speech_faults,
+    talk_faults,
 )
+FAULTS = tuple(entry for module in MODULES for entry in gathered(vars(module)))

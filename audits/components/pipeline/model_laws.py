@@ -21,6 +21,7 @@ from assay.audits.components.pipeline.views import (
     packed,
     piece_alone,
     pieces,
+    still,
     view,
 )
 from assay.audits.laws.limits import difference, excess, floor, relative
@@ -136,12 +137,13 @@ def isolated(trial: Trial) -> Iterator[Evidence]:
     placed = pieces(trial, found)
     if len(placed) < 2:
         raise Inexpressible("a batch of one sample has no neighbours")
+    still(trial)
     for piece in placed:
         single, whole = alone(trial, piece.sample, run=True), piece_alone(trial, piece.sample)
         got, want = (part.of(values.model("scores"))[:-1] for part, values in ((piece, found), (whole, single)))
         said = f"sample {piece.sample} is scored otherwise than alone"
         moved = _moved((found, piece), (single, whole))
-        evidence = _near("scores", got, want, said, _narrow(trial, piece), moved)
+        evidence = near("scores", got, want, said, _narrow(trial, piece), moved)
         if evidence:
             yield evidence
             return
@@ -166,19 +168,22 @@ def _narrow(trial: Trial, piece: Piece) -> Callable[[], list[Tensor]]:
     return errors
 
 
-def _near(
+def near(
     where: str,
     got: Tensor,
     want: Tensor,
     message: str,
     ordinary: Callable[[], list[Tensor]] = list,
     moved: float = 0.0,
+    reach: Tensor | None = None,
 ) -> Evidence | None:
     """Evidence where two results of the model are further apart than rounding explains.
 
     Models compute partly in float32, whatever their dtype; ``moved`` is by how much positions differ.
     """
-    reach = _largest(want)
+    if not got.numel() and not want.numel():
+        return None
+    reach = _largest(want) if reach is None else reach.clamp(min=torch.finfo(torch.float64).tiny)
     allowed = floor([], reach, torch.float32) * (1 + moved)
     return excess(where, relative(difference(got, want), reach), allowed, ordinary, message)
 
@@ -195,6 +200,7 @@ def side(trial: Trial) -> Iterator[Evidence]:
 
     Example: labels of the prompt's length masked from the first column on, padding included.
     """
+    still(trial)
     left, right = (_sided(trial, name) for name in ("left", "right"))
     if torch.equal(left.ids, right.ids):
         raise Inexpressible("the batch has no padding, or its collator does not heed the tokenizer's padding_side")
@@ -216,6 +222,7 @@ def order(trial: Trial) -> Iterator[Evidence]:
     found = view(trial)
     if len(found.samples) < 2:
         raise Inexpressible("a batch of one sample has one order")
+    still(trial)
     with_model = bool(found.facts["model"])
     backwards = view(trial, samples=found.samples[::-1], first=0, run=with_model)
     forwards = view(trial, run=with_model)
@@ -241,7 +248,7 @@ def _alike(trial: Trial, one: View, other: View, message: str) -> Iterator[Evide
         if "scores" in one.values:
             got, want = piece.of(one.model("scores"))[:-1], twin.of(other.model("scores"))[:-1]
             moved = _moved((one, piece), (other, twin))
-            evidence = _near("scores", got, want, told, _narrow(trial, piece), moved)
+            evidence = near("scores", got, want, told, _narrow(trial, piece), moved)
             yield from [evidence] if evidence else []
 
 
@@ -271,22 +278,33 @@ def micro(trial: Trial) -> Iterator[Evidence]:
     found = view(trial, run=True)
     if len(found.samples) < 2:
         raise Inexpressible("a batch of one sample has no parts")
+    still(trial)
+    if "added" in found.values:
+        raise Inexpressible("the model adds a term to its loss that is of all tokens of a batch together")
     placed = pieces(trial, found)
-    items = int((found.labels[:, 1:] >= 0).sum())
-    if not items:
-        raise Inexpressible("the batch has no trained token")
-    asked = {"run": True, "items": items, "gradients": True}
-    whole = view(trial, **asked)
+    asked = {"run": True, "items": _items(trial, found), "gradients": True}
+    whole = view(trial, **asked | {"items": found.record["items"] or asked["items"]})
+    asked |= {"steps": len(found.samples)}
     parts = [alone(trial, sample, **asked) for sample in found.samples]
     added = torch.stack([part.model("loss") for part in parts]).sum(0)
     message = "micro-batches do not add up to the batch"
     moved = max(_moved((found, p), (alone(trial, p.sample, **asked), piece_alone(trial, p.sample))) for p in placed)
-    evidence = _near("loss", added, whole.model("loss"), message, moved=moved)
+    evidence = near("loss", added, whole.model("loss"), message, moved=moved)
     yield from [evidence] if evidence else _gradients(trial, whole, parts, message, moved)
 
 
+def _items(trial: Trial, found: View) -> int:
+    """The targets of a batch, or what a ``Trainer`` counts in its samples one by one. Inexpressible without any."""
+    items = int((found.labels[:, 1:] >= 0).sum())
+    if not items:
+        raise Inexpressible("the batch has no trained token")
+    if found.record["items"] is None:
+        return items
+    return sum(int(alone(trial, sample).record["items"]) for sample in found.samples)
+
+
 def _gradients(trial: Trial, whole: View, parts: list[View], message: str, moved: float) -> Iterator[Evidence]:
-    if "grads" not in whole.values:
+    if "grads" not in whole.values or not whole.values["grads"].numel():
         return
     added = torch.stack([part.model("grads")[:, 0] for part in parts]).sum(0)
     got, norms = whole.model("grads")[:, 0], whole.model("grads")[:, 1]

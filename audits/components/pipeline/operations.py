@@ -13,6 +13,7 @@ from assay.audits.terms import Candidate, Operation, Relations
 NAME = "pipeline.batch"
 FACTORY = "assay.audits.pipelines:implementation"
 OWN = "assay.audits.components.pipeline.own"
+UPSTREAM = "assay.audits.components.pipeline.upstream"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,13 @@ def pipeline_candidate(operation: str, ref: str, name: str = "") -> Candidate:
 
 
 CANDIDATES = tuple(
-    pipeline_candidate(NAME, f"{OWN}:{name.replace('-', '_')}", name)
-    for name in ("padded-qwen2-5-vl", "padded-qwen3-vl", "packed-qwen2-5-vl", "flattening", "seq2seq")
+    pipeline_candidate(NAME, f"{module}:{name.replace('-', '_')}", name)
+    for module, names in (
+        (OWN, ("padded-qwen2-5-vl", "padded-qwen3-vl", "packed-qwen2-5-vl", "flattening", "seq2seq")),
+        (UPSTREAM, ("language-modeling", "language-modeling-qwen2-5-vl", "token-classification")),
+        (UPSTREAM, ("trainer-padded", "trainer-packed", "trainer-language-modeling", "trainer-smoothed")),
+        (UPSTREAM, ("trainer-padded-qwen2-5-vl", "trainer-packed-qwen2-5-vl", "trainer-smoothed-qwen2-5-vl")),
+    )
+    for name in names
 )
-"""Small pipelines of our own, and collators of transformers on ready-made ids."""
+"""Small pipelines of our own, collators of transformers on ready-made ids, and its ``Trainer``."""

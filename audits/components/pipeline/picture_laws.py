@@ -1,4 +1,4 @@
-"""The law of the pictures within a sample: which pixels come from which."""
+"""The laws of pictures: which pixels come from which, and how bright they are."""
 
 from __future__ import annotations
 
@@ -113,3 +113,124 @@ def _place(single: View, number: int) -> tuple[int, int]:
     """The patches of a picture by its number, from 1 on."""
     ends = single.tensors[GRIDS["image"]].long().prod(-1).cumsum(0).tolist()
     return (ends[number - 2] if number > 1 else 0), ends[number - 1]
+
+
+COLOURS = {"black": (0, 0, 0), "white": (255, 255, 255), "orange": (255, 128, 0)}
+GREYS = 255
+"""Steps from black to white: values that differ by less than one of them show the same."""
+LOUD = (0.5, 50.0)
+"""How far apart black and white may be of pixels that are normalised: released models have it between 1 and 5."""
+LOOKED_AT = 4
+
+
+def pixels(trial: Trial) -> Iterator[Evidence]:
+    """A picture of one colour has the values that the pipeline's image processor gives that colour, to a grey level.
+
+    Why: brightness is no matter of counts. Pixels that are scaled twice, not normalised, normalised by the numbers of
+    another model or with red and blue exchanged look as well to every check of shapes, and a pretrained tower sees fog
+    or other colours. Sizes, patches and the way of resizing do not matter to a picture of one colour.
+
+    Example: an array of numbers between 0 and 1 that is handed to a processor, which divides it by 255 again.
+    """
+    found = view(trial)
+    asked = 0
+    for sample in found.samples:
+        if asked >= LOOKED_AT or not alone(trial, sample).record["pictures"][0]:
+            continue
+        try:
+            seen = {name: _painted(trial, sample, colour) for name, colour in COLOURS.items()}
+        except Inexpressible:
+            continue
+        asked += 1
+        step = (seen["white"][1] - seen["black"][1]).abs() / GREYS
+        yield from _faint(found, step * GREYS)
+        for name, (got, want) in seen.items():
+            off = (got - want).abs() - step
+            if bool((off > 0).any()):
+                row, place = divmod(int(off.argmax()), off.shape[-1])
+                message = f"sample {sample}: a picture that is all {name} has other values than its processor gives it"
+                measured, limit = f"{float(got[row, place]):.4f}", f"{float(want[place]):.4f}"
+                yield Evidence(
+                    where=PIXELS["image"], measured=measured, limit=limit, message=message, index=(row, place)
+                )
+                return
+    if not asked:
+        raise Inexpressible("no pixels come from pictures of the samples that can be painted, by an image processor")
+
+
+def _faint(found: View, contrast: Tensor) -> Iterator[Evidence]:
+    """A processor that normalises to hardly anything, or to far too much."""
+    low, high = LOUD
+    far = contrast[(contrast < low) | (contrast > high)]
+    if found.facts.get("normalised") and far.numel():
+        message = "black and white are as far apart as no normalised pixels are: scaled twice, or never"
+        yield Evidence(
+            where="image_processor", measured=f"{float(far[0]):.4g}", limit=f"{low} to {high}", message=message
+        )
+
+
+def _painted(trial: Trial, sample: int, colour: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The values [N,D] of each patch, or of each channel of each picture, and those [D] that a processor gives.
+
+    Inexpressible where an augmentation draws, or the two lie in other forms.
+    """
+    single = alone(trial, sample, painted=colour)
+    got, again = single.get(PIXELS["image"]), alone(trial, sample, painted=colour, draw=1).get(PIXELS["image"])
+    want = single.values.get("paint.pixels")
+    if got is None or again is None or want is None or got.shape != again.shape or not torch.equal(got, again):
+        raise Inexpressible("the pixels are drawn, or there are none")
+    rows, whole = _rows(got), _rows(want)
+    if rows.shape[-1] != whole.shape[-1] or not bool((whole == whole[0]).all()) or not len(rows):
+        raise Inexpressible("the pixels of a picture in one colour are not alike")
+    return rows, whole[0]
+
+
+def _rows(values: Tensor) -> Tensor:
+    """[N,D]: of patches [...,D] as they are, of pictures [...,C,H,W] the value of each channel that half of it has."""
+    wide = values.double()
+    if values.ndim < 4:
+        return wide.reshape(-1, values.shape[-1])
+    pictures = wide.reshape(-1, values.shape[-3], values.shape[-2] * values.shape[-1])
+    found = pictures.median(-1).values
+    return found[pictures.flatten(1).any(-1)]
+
+
+SHADED = {"top": (0, 0, 0, 255, 255, 255, 0), "left": (0, 0, 0, 255, 255, 255, 1)}
+"""Dark at one side, bright at the other."""
+
+
+def upright(trial: Trial) -> Iterator[Evidence]:
+    """A picture that is dark at the left and the top is so in its pixels, as in those that the image processor makes.
+
+    Why: an answer about the left side is wrong for a picture that was mirrored. Counts, grids, brightness and colours
+    are those of the picture; nothing but its contents tells.
+
+    Example: rows of a picture that are read from the bottom, as some formats store them.
+    """
+    found = view(trial)
+    asked = False
+    for sample in found.samples:
+        for edge, colours in SHADED.items():
+            try:
+                single, again = (alone(trial, sample, painted=colours, draw=draw) for draw in (0, 1))
+            except Inexpressible:
+                break
+            got, want = single.get(PIXELS["image"]), single.values["paint.pixels"]
+            other = again.get(PIXELS["image"])
+            if got is None or other is None or got.shape != want.shape or not torch.equal(got, other):
+                break
+            asked = True
+            here, there = (values.double() - values.double().mean() for values in (got, want))
+            alike = float((here * there).sum() / (here.norm() * there.norm()).clamp(min=torch.finfo(here.dtype).tiny))
+            if alike < ALIKE:
+                message = f"sample {sample}: a picture that is dark at its {edge} lies otherwise in its pixels"
+                measured, limit = f"correlation {alike:.2f}", f"at least {ALIKE}"
+                yield Evidence(where=PIXELS["image"], measured=measured, limit=limit, message=message, index=(sample,))
+                return
+        if asked:
+            return
+    raise Inexpressible("no pixels come from pictures of the samples that can be painted, in the processor's sizes")
+
+
+ALIKE = 0.5
+"""Of pixels that are resized or cut otherwise, nearly 1; of a mirrored picture, -1; of one that is turned, nearly 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from assay.audits.components.pipeline.views import GRIDS, IGNORED, View, alone, piece_alone, view
 from assay.audits.laws.trial import Trial
-from assay.audits.pipeline_talks import matched
+from assay.audits.pipeline_talks import matched, plain
 from assay.audits.terms import Evidence, Inexpressible
 from assay.reference.mrope_positions import IMAGE
 
@@ -120,3 +121,50 @@ def _blind(single: View, sample: int, talk: Talk, row: str) -> Evidence | None:
     measured = 0 if grids is None else len(grids)
     message = f"sample {sample}: all its texts are in its row, and not all its pictures"
     return Evidence(where="input_ids", measured=measured, limit=wanted, message=message, index=(sample,))
+
+
+def extra(trial: Trial) -> Iterator[Evidence]:
+    """Around a conversation, as the chat template writes it, its row has no heads and control tokens without a message.
+
+    Why: what stands before or after is read with it. A second token for the beginning of the text, or the head of an
+    answer that never comes, is in no prompt that the model will be given, and changes what it makes of all that is. One
+    token that begins or ends texts is all right, and so is what says something: an instruction, or examples.
+
+    Example: a template that writes the beginning of the text, and a tokenizer that adds it once more.
+    """
+    found = view(trial)
+    wholes = dict(zip(found.samples, found.record["wholes"], strict=True))
+    asked = False
+    for sample in found.samples:
+        row, whole = "".join(alone(trial, sample).record["spoken"]), wholes[sample]
+        if not whole or row.count(whole) != 1:
+            continue
+        asked = True
+        before, _, after = row.partition(whole)
+        for rest, doubled in ((before, bool(before) and whole.startswith(before)), (after, False)):
+            if doubled or _empty(found, rest):
+                message = f"sample {sample}: its row holds more than its conversation, and nothing is said in it"
+                measured = rest if len(rest) <= SHOWN else f"{rest[:SHOWN]} ..."
+                yield Evidence(where="input_ids", measured=measured, limit="nothing", message=message, index=(sample,))
+                return
+    if not asked:
+        raise Inexpressible("no row holds its conversation as a chat template writes it")
+
+
+SHOWN = 60
+
+
+def _empty(found: View, rest: str) -> bool:
+    """Whether a text is of heads and control tokens alone, and more than one token that begins or ends texts."""
+    ends = {plain(text) for text in found.facts["ends"].values()} | {found.facts["begins"], ""}
+    if rest in ends:
+        return False
+    for head in sorted(found.facts["heads"].values(), key=len, reverse=True):
+        rest = rest.replace(head, "")
+    for end in ends - {""}:
+        rest = rest.replace(end, "")
+    return not MARK.sub("", rest)
+
+
+MARK = re.compile(r"<[^<>\s]{1,40}>")
+"""Of control tokens most are written so."""

@@ -139,6 +139,26 @@ class Piece:
         return rows[..., self.row, self.start : self.stop]
 
 
+def drawn(trial: Trial) -> frozenset[str]:
+    """What of the batch is another under another seed: a collator that augments draws otherwise in other company."""
+    here, there = view(trial), view(trial, draw=1)
+    return frozenset(
+        name
+        for name in {*here.tensors, *there.tensors}
+        if (one := here.get(name)) is None or (other := there.get(name)) is None or not _equal(one, other)
+    )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def still(trial: Trial) -> None:
+    """Inexpressible where the collator draws: a sample is another then in each batch."""
+    if names := drawn(trial):
+        raise Inexpressible(f"the collator draws {', '.join(sorted(names))}: a sample is another in another batch")
+
+
 def alone(trial: Trial, sample: int, **changes: Any) -> View:
     """The batch of one sample."""
     return view(trial, samples=(sample,), first=0, **changes)

@@ -36,7 +36,7 @@ def pipeline(collator: Any, dataset: Any = None) -> Pipeline:
 
 
 @functools.lru_cache(maxsize=1)
-def _runner(make: Callable[[], Pipeline]) -> Runner:
+def _runner(make: Callable[[], Any]) -> Runner:
     return Runner(checked(make()))
 
 
@@ -52,10 +52,10 @@ def clean(call: BatchCall) -> Outputs:
 
 def faulty(
     *caught_by: str, link: str = CONSTRUCTED, also: tuple[str, ...] = ()
-) -> Callable[[Callable[[], Pipeline]], Fault]:
+) -> Callable[[Callable[[], Any]], Fault]:
     """Turn a function that makes a wrong pipeline into an entry; its docstring is the entry's."""
 
-    def entry(make: Callable[[], Pipeline]) -> Fault:
+    def entry(make: Callable[[], Any]) -> Fault:
         @functools.wraps(make)
         def wrong(call: BatchCall) -> Outputs:
             return _runner(make)(call)

@@ -57,7 +57,7 @@ def plan(request: Request, describe: Describe | None = None) -> tuple[tuple[Oper
             message = f"no model is audited by {', '.join(op.name for op in operations)}"
             raise UsageError(message)
         return pairs
-    own = ((op, candidate) for op in operations for candidate in registry.candidates(op.name))
+    own = ((op, item) for op in operations for item in registry.candidates(op.name) if not item.by_name)
     every = _of_families(operations, discovery.installed_families(), "")
     return (*own, *((op, candidate) for op, candidate in every if not registry.on_request(candidate)))
 

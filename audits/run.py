@@ -242,8 +242,8 @@ def _spared(tally: Tally, law: Law, dtype: str) -> bool:
     """Whether a candidate is spared a law on this case, which others of its cases stand for.
 
     All named cases are compared with the reference, in every dtype; in a brief audit on every third case in all dtypes
-    but the first. Relations take many calls: a costly candidate, and one of
-    many in a brief audit, is asked in the first dtype, on every fifth or third case.
+    but the first. Relations take many calls: a costly candidate, and one of many in a brief audit, is asked in the
+    first dtype, on every fifth or third case; one that is both on every tenth.
     """
     first = (tally.options.dtypes or tally.operation.dtypes)[0]
     if law.name in COMPARISONS:
@@ -251,6 +251,7 @@ def _spared(tally: Tally, law: Law, dtype: str) -> bool:
     if not (tally.costly or tally.options.brief):
         return False
     every, whom = (COSTLY, "a costly candidate") if tally.costly else (BRIEF, "one family of many")
+    every *= 2 if tally.costly and tally.options.brief else 1
     if dtype == first:
         tally.offered[law.name] += 1
         if tally.offered[law.name] % every == 1:

@@ -187,7 +187,8 @@ class Candidate:
     (``import``, ``fault``, ``factory``) and its fields. ``scope`` are case parameters that this candidate fixes (the
     rule of its family, its layout); ``judged_as`` is the family that a function takes them from, if it was asked to be
     judged by one. ``trusted`` candidates (ours) run in this process. On a CPU, ``costly`` ones get a fifth of the
-    searched cases: a kernel in Triton's interpreter takes milliseconds for each of its programs.
+    searched cases: a kernel in Triton's interpreter takes milliseconds for each of its programs. ``by_name``: audited
+    only where it is asked for by name, since others stand for it.
     """
 
     operation: str
@@ -200,6 +201,7 @@ class Candidate:
     judged_as: str = ""
     trusted: bool = False
     costly: bool = False
+    by_name: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,6 @@ from assay.audits.laws.limits import difference, excess, floor, relative, worst
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Inexpressible, Law, Operation, Outputs
 
-CHANGED = 5
-"""How many samples of a row are changed at most: of a crowd some, since all of its gradients are asked for anyhow."""
 OTHER = 1000
 """How far the key of a sample is moved for other content of the same size."""
 
@@ -47,7 +45,7 @@ def isolated(trial: Trial) -> Iterator[Evidence]:
     Example: a convolution or a recurrent state that is told of samples by another argument than attention is.
     """
     call: PackedCall = trial.inputs
-    for changed in range(0, len(call.keys), len(call.keys) // CHANGED + 1):
+    for changed in sorted({0, len(call.keys) // 2, len(call.keys) - 1}):  # all pairs are asked by ``separate``
         keys = tuple(key + OTHER if number == changed else key for number, key in enumerate(call.keys))
         after, before = trial.varied(keys=keys), trial.outcome.values
         others = [

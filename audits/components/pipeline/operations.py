@@ -66,8 +66,8 @@ def pipeline_candidate(operation: str, ref: str, name: str = "") -> Candidate:
 
 
 BY_NAME = (
-    "language-modeling-qwen2-5-vl", "token-classification", "trainer-padded", "trainer-packed",
-    "trainer-language-modeling", "trainer-packed-qwen2-5-vl",
+    "padded-qwen3-vl", "seq2seq", "language-modeling-qwen2-5-vl", "token-classification", "trainer-padded",
+    "trainer-packed", "trainer-language-modeling", "trainer-smoothed", "trainer-packed-qwen2-5-vl",
 )  # fmt: skip
 """What the default audit leaves to others that are nearly the same."""
 

@@ -16,7 +16,9 @@ nox.options.sessions = ["audit", "tests"]
 
 CONSTRAINTS = Path("constraints.txt")
 TORCH = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
-TESTS = ("pytest", "pytest-timeout", "pytest-xdist", "pytest-benchmark", "jsonschema", "sarif-pydantic")
+TESTS = (
+    "pytest", "pytest-timeout", "pytest-xdist", "pytest-benchmark", "jsonschema", "sarif-pydantic", "matplotlib",
+)  # fmt: skip
 RELEASES = ("4.57.6", "5.17.0", "5.23.0")
 """Releases of transformers that the matrix audits; the last one is the pin of every other session."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -74,9 +76,16 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time what runs here; a candidate whose audit is not green is not timed. Arguments go to pytest-benchmark."""
+    """Time what runs here, store it in ``.benchmarks/``, and fail where a median is half as long again as the last one.
+
+    A candidate whose audit is not green is not timed. Arguments go to pytest-benchmark. The comparison of kernels with
+    every peer is ``python -m assay.benchmarks``, which needs no nox.
+    """
     install(session, *TESTS, "pytest-benchmark[histogram]")
-    session.run("pytest", "benchmarks", "--benchmark-only", *session.posargs, env=ONE_THREAD)
+    stored = any(Path(".benchmarks").glob("*/*.json"))
+    against = ("--benchmark-compare", "--benchmark-compare-fail=median:50%") if stored else ()
+    told = session.posargs or ("--benchmark-autosave", "--benchmark-sort=name", *against)
+    session.run("pytest", "benchmarks", "--benchmark-only", *told, env=ONE_THREAD)
 
 
 @nox.session
@@ -169,8 +178,9 @@ def sweep(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the pages of laws, faults and families and the fault x law matrix from what they describe."""
-    install(session)
+    """Write the pages of laws, faults, families and benchmarks and the fault x law matrix from what they describe."""
+    install(session, "matplotlib")
     install_vocabulary(session)
     session.run("python", "-m", "assay.audits.pages", *session.posargs, env=ONE_THREAD)
+    session.run("python", "-m", "assay.benchmarks.pages", env=ONE_THREAD)
     session.run("python", "-m", "assay.audits.matrix", "docs/matrix.md", env=ONE_THREAD)

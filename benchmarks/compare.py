@@ -121,6 +121,48 @@ def _first_line(facts: dict[str, Any]) -> str:
     )
 
 
+def dtype_on(device: torch.device) -> torch.dtype:
+    """What problems are made in: bfloat16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def reason_absent(provider: Provider, offer: Offer) -> str:
+    """Why a provider cannot answer here at all; empty where it can."""
+    lacking = [name for name in provider.packages if not machine.version(name)]
+    if lacking:
+        return f"not installed: {', '.join(lacking)}"
+    return "" if place() in offer.devices else f"does not run on {place()}"
+
+
+def red(operation: str, provider: Provider, offer: Offer) -> tuple[str, str]:
+    """What the audit of an offer says: why it is not timed, and what is wrong where there is nothing to do."""
+    module = import_module(f"{operations.__name__}.{operation}")
+    ordinary = tuple(case for case in registry.operation(module.AUDITED).cases if case not in module.NOTHING)
+    ordinary = ordinary[: offer.cases or None]
+    if found := _said(module.AUDITED, provider, offer, ordinary):
+        return f"not timed, its audit is not green: {found}"[:300], ""
+    found = "" if offer.cases else _said(module.AUDITED, provider, offer, module.NOTHING)
+    return "", f"timed, but wrong where there is nothing to do: {found}"[:300] if found else ""
+
+
+def _said(name: str, provider: Provider, offer: Offer, cases: Sequence[str]) -> str:
+    """The first finding of the laws on some cases; empty where there is none."""
+    if not cases:
+        return ""
+    candidate = Candidate(
+        operation=name, name=provider.name, form=offer.form, trusted=True,
+        target={"kind": "import", "ref": offer.ref, "operation": name},
+    )  # fmt: skip
+    device = torch.device("cuda" if place() == "cuda" else "cpu")
+    dtype = str(dtype_on(device)).removeprefix("torch.")
+    options = Options(laws=LAWS, cases=tuple(cases), examples=0, device=device.type, dtypes=(dtype,))
+    report = audit(registry.operation(name), candidate, options)
+    if report.verdict <= Verdict.WAIVED:
+        return ""
+    said = [f"{item.rule.rpartition('.')[2]}: {item.message}" for item in report.findings][:1]
+    return " ".join(said) or report.verdict.name
+
+
 class _Run:
     """The measurements of one operation."""
 
@@ -129,7 +171,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.name, self.device, self.ceilings, self.deadline, self.say = name, device, ceilings, deadline, say
         self.operation = import_module(f"{operations.__name__}.{name}")
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.dtype = dtype_on(device)
         self.rows: list[Row] = []
         self.absences: list[Absence] = []
 
@@ -160,42 +202,14 @@ class _Run:
             offer = provider.offers.get(self.name)
             if offer is None:
                 continue
-            lacking = [name for name in provider.packages if not machine.version(name)]
-            if lacking:
-                self._absent(provider.name, f"not installed: {', '.join(lacking)}")
-            elif place() not in offer.devices:
-                self._absent(provider.name, f"does not run on {place()}")
-            elif reason := self._red(provider, offer):
+            if reason := reason_absent(provider, offer):
                 self._absent(provider.name, reason)
-            else:
+                continue
+            reason, degenerate = red(self.name, provider, offer)
+            if found := reason or degenerate:
+                self._absent(provider.name, found)
+            if not reason:
                 yield provider, offer
-
-    def _red(self, provider: Provider, offer: Offer) -> str:
-        """Why the audit of an offer is not green; empty where it is."""
-        name = self.operation.AUDITED
-        ordinary = tuple(case for case in registry.operation(name).cases if case not in self.operation.NOTHING)
-        if found := self._said(provider, offer, ordinary):
-            return f"not timed, its audit is not green: {found}"[:300]
-        if found := self._said(provider, offer, self.operation.NOTHING):
-            self._absent(provider.name, f"timed, but wrong where there is nothing to do: {found}"[:300])
-        return ""
-
-    def _said(self, provider: Provider, offer: Offer, cases: Sequence[str]) -> str:
-        """The first finding of the laws on some cases; empty where there is none."""
-        if not cases:
-            return ""
-        name = self.operation.AUDITED
-        candidate = Candidate(
-            operation=name, name=provider.name, form=offer.form, trusted=True,
-            target={"kind": "import", "ref": offer.ref, "operation": name},
-        )  # fmt: skip
-        dtype = str(self.dtype).removeprefix("torch.")
-        options = Options(laws=LAWS, cases=tuple(cases), examples=0, device=self.device.type, dtypes=(dtype,))
-        report = audit(registry.operation(name), candidate, options)
-        if report.verdict <= Verdict.WAIVED:
-            return ""
-        said = [f"{item.rule.rpartition('.')[2]}: {item.message}" for item in report.findings][:1]
-        return " ".join(said) or report.verdict.name
 
     def _shape(self, shape: Shape, offers: Sequence[tuple[Provider, Offer]]) -> None:
         problem: Problem = self.operation.problem(shape, self.device, self.dtype)
@@ -297,11 +311,11 @@ def _errors(call: Call, problem: Problem, offer: Offer) -> tuple[dict[str, float
 def _answers(call: Call, tensors: Any, problem: Problem) -> dict[str, torch.Tensor]:
     with torch.enable_grad():
         out = call(tensors)
-        kept = [x.detach().clone() for x in out]  # some write their gradients over their outputs
+        kept = [x.detach().clone() for x in out]  # some write their gradients over their outputs, or their inputs
         grads = measure.gradients(out, tensors, problem, keep=False, own=True)
     return {
         **dict(zip(problem.outputs, kept, strict=True)),
-        **{f"grad:{name}": grad for name, grad in zip(problem.differentiable, grads, strict=True)},
+        **{f"grad:{name}": grad.clone() for name, grad in zip(problem.differentiable, grads, strict=True)},
     }
 
 

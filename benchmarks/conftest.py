@@ -13,9 +13,13 @@ from assay.audits.choose import Request, UsageError, plan
 from assay.audits.render import tables
 from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Operation, Verdict
+from assay.benchmarks import compare
+from assay.benchmarks.nouns import Offer, Provider
 
 Green = Callable[[str, str], tuple[Operation, Candidate]]
 """From the names of an operation and of a candidate to both, once the candidate has passed."""
+Judged = Callable[[str, Provider, Offer], str]
+"""From an operation, a provider and its offer to why it is not timed; empty where it is."""
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
@@ -27,6 +31,12 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 def green() -> Green:
     """Audit a candidate once in a session, and refuse to time it unless it passes."""
     return cache(_green)
+
+
+@pytest.fixture(scope="session")
+def judged() -> Judged:
+    """Audit the function of a provider once in a session; why it is not timed, or nothing."""
+    return cache(lambda *asked: compare.red(*asked)[0])
 
 
 def _green(operation_name: str, name: str) -> tuple[Operation, Candidate]:

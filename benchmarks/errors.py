@@ -18,7 +18,7 @@ def distance(got: Tensor, truth: Tensor) -> float:
         return math.inf
     apart = size = 0.0
     for own, true in zip(got.reshape(-1).split(PIECE), truth.reshape(-1).split(PIECE), strict=True):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        wide, right = own.double(), true.double()
+        wide, right = own.detach().double(), true.detach().double()
         apart += float((wide - right).square().sum())
         size += float(right.square().sum())
     if math.isnan(apart):

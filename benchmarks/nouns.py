@@ -67,13 +67,14 @@ class Problem:
     truth: Callable[[], Tensors] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Offer:
     """What a provider has for one operation: a function at the top of its module, which is timed and judged as it is.
 
     ``arguments`` are names of the problem's tensors, or of the shape's settings; ``form`` is the call form by which
     ``assay`` judges the function. ``refuses`` says why a shape cannot be taken. ``consumes``: tensors that a call
     overwrites, which are restored before each. ``devices``: where it runs, ``interpreter`` being a CPU with Triton's.
+    ``cases``: of how many its audit is made at most, where each is compiled anew; 0: of all.
     """
 
     function: Callable[..., Any]
@@ -82,6 +83,7 @@ class Offer:
     consumes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cuda", "cpu", "interpreter")
     refuses: Callable[[Shape], str | None] = lambda _shape: None
+    cases: int = 0
 
     @property
     def ref(self) -> str:
@@ -99,7 +101,7 @@ class Offer:
         return call
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Provider:
     """Who answers. ``packages`` are the distributions that must be installed; the first one's version is told."""
 

@@ -16,7 +16,7 @@ import assay
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "assay"
-ROOMS = ("audits", "kernels", "reference")
+ROOMS = ("audits", "benchmarks", "kernels", "reference")
 ALLOWED = {"reference": {"torch"}, "kernels": {"torch", "triton"}}
 """What a room may import besides the standard library and itself."""
 

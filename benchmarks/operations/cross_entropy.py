@@ -30,7 +30,7 @@ def shapes(grid: str) -> Iterator[Shape]:
         for masked in (0.0, 0.5):
             yield Shape(model="tiny", tokens=7, settings={"vocabulary": 331}, masked=masked)
         return
-    tokens = 4096 if grid == "full" else 256
+    tokens = 4096 if grid == "full" else 64
     models = VOCABULARIES if grid == "full" else {"Qwen2.5-VL-7B": VOCABULARIES["Qwen2.5-VL-7B"]}
     for masked in MASKED:
         yield Shape(model="Qwen2.5-VL-7B", tokens=tokens, settings=_settings("Qwen2.5-VL-7B"), masked=masked)

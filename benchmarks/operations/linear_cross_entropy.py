@@ -18,7 +18,7 @@ MODELS = {
     "Qwen2.5-VL-7B": {"width": 3584, "vocabulary": 152_064},
     "Qwen3-VL-8B": {"width": 4096, "vocabulary": 151_936},
     "Qwen2.5-VL-72B": {"width": 8192, "vocabulary": 152_064},
-    "small": {"width": 256, "vocabulary": 32_000},
+    "small": {"width": 256, "vocabulary": 8_000},
     "tiny": {"width": 48, "vocabulary": 331},
 }
 """From the released configurations; the last two are for a CPU."""
@@ -29,7 +29,7 @@ BLOCK = 512
 def shapes(grid: str) -> Iterator[Shape]:
     """The shapes of a grid, the most telling first."""
     if grid in ("small", "tiny"):
-        tokens = {"small": 2048, "tiny": 7}[grid]
+        tokens = {"small": 1024, "tiny": 7}[grid]
         for masked in (0.0, 0.9) if grid == "small" else (0.0, 0.5):
             yield Shape(model=grid, tokens=tokens, settings=MODELS[grid], masked=masked)
         return

@@ -25,7 +25,7 @@ def shapes(grid: str) -> Iterator[Shape]:
     if grid == "tiny":
         yield Shape(model="tiny", tokens=9, settings=MODELS["tiny"], masked=0.5)
         return
-    tokens = 24576 if grid == "full" else 2048
+    tokens = 24576 if grid == "full" else 1024
     for masked in (0.0, 0.5, 0.9):
         yield Shape(model="ViT-g", tokens=tokens, settings=MODELS["ViT-g"], masked=masked, mask="random")
     yield Shape(model="ViT-g", tokens=tokens, settings=MODELS["ViT-g"], upstream=0.125)

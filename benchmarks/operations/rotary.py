@@ -35,7 +35,7 @@ EXACT = 1 << 15
 
 def shapes(grid: str) -> Iterator[Shape]:
     """The shapes of a grid, the most telling first: ``full``, ``small`` for a CPU, ``tiny`` for a rehearsal."""
-    sizes = {"full": (16384, 4096, 131072, 32768, 2048, 8192), "small": (1024, 4096), "tiny": (5,)}[grid]
+    sizes = {"full": (16384, 4096, 131072, 32768, 2048, 8192), "small": (512, 2048), "tiny": (5,)}[grid]
     for tokens in sizes:
         for model, settings in MODELS.items():
             if grid == "full" or model in ("Qwen2.5-VL-7B", "Qwen3.5-like"):

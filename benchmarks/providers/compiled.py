@@ -59,6 +59,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 PROVIDERS = (
     Provider(
         name="torch.compile", packages=("torch",),
-        offers={name: replace(plain.OFFERS[name], function=function) for name, function in FUNCTIONS.items()},
+        offers={name: replace(plain.OFFERS[name], function=function, cases=2) for name, function in FUNCTIONS.items()},
     ),
 )  # fmt: skip

@@ -52,14 +52,16 @@ def _picture(path: Path, fill: Callable[[Axes, Comparison], bool], title: str, f
 
 
 def _lines(
-    axes: Axes, rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float]
+    axes: Axes, found: Comparison, rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float]
 ) -> bool:  # fmt: skip
+    """One line for each provider, which looks the same in every picture of a run."""
+    others = sorted({row.provider for row in found.rows if not row.provider.startswith("assay")})
+    own_names = sorted({row.provider for row in found.rows if row.provider.startswith("assay")})
     names = sorted({row.provider for row in rows}, key=lambda name: (name.startswith("assay"), name))
-    others = [name for name in names if not name.startswith("assay")]
     for name in names:
         own = sorted((row for row in rows if row.provider == name), key=x)
         ours = name.startswith("assay")
-        place = others.index(name) if not ours else names.index(name) - len(others)
+        place = own_names.index(name) if ours else others.index(name)
         axes.plot(
             [x(row) for row in own], [y(row) for row in own], label=name, marker=MARKS[place % len(MARKS)],
             color=OURS if ours else OTHERS[place % len(OTHERS)], linewidth=2.4 if ours else 1.3,
@@ -68,13 +70,31 @@ def _lines(
     return bool(rows)
 
 
+def _by_tokens(axes: Axes, rows: Sequence[Row]) -> None:
+    """Tokens in powers of two, in thousands where they are."""
+    sizes = sorted({row.tokens for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [f"{size >> 10}k" if size % 1024 == 0 else str(size) for size in sizes])
+
+
+def _in_steps(axes: Axes) -> None:
+    """A logarithmic scale with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
+    axes.tick_params(axis="y", which="minor", labelsize=8)
+
+
 def _rotary(axes: Axes, found: Comparison) -> bool:
     rows = [
         row for row in found.rows
         if row.operation == "rotary" and row.model == "Qwen2.5-VL-7B" and row.layout == "view" and row.mode == "both"
     ]  # fmt: skip
-    drawn = _lines(axes, rows, lambda row: row.tokens, lambda row: 100 * row.share)
-    axes.set_xscale("log", base=2)
+    drawn = _lines(axes, found, rows, lambda row: row.tokens, lambda row: 100 * row.share)
+    _by_tokens(axes, rows)
     axes.set_xlabel("tokens")
     axes.set_ylabel("% of the copy ceiling, forward and backward")
     axes.axhline(100, color="black", linewidth=0.8)
@@ -96,10 +116,10 @@ def _masked(operation: str) -> Callable[[Axes, Comparison], bool]:
             return False
         model, tokens = max(groups, key=lambda key: len(groups[key]))
         rows = [row for row in own if (row.model, row.tokens) == (model, tokens)]
-        drawn = _lines(axes, rows, lambda row: 100 * row.masked, lambda row: row.median / 1e3)
+        drawn = _lines(axes, found, rows, lambda row: 100 * row.masked, lambda row: row.median / 1e3)
         axes.set_xlabel(f"% of the labels masked ({model}, {tokens} tokens)")
         axes.set_ylabel("ms, forward and backward")
-        axes.set_yscale("log")
+        _in_steps(axes)
         return drawn
 
     return fill
@@ -115,9 +135,9 @@ def _memory(axes: Axes, found: Comparison) -> bool:
         row for row in found.rows
         if row.operation == "linear_cross_entropy" and row.mode == "both" and row.masked == 0.0
     ]  # fmt: skip
-    drawn = _lines(axes, rows, lambda row: row.tokens, lambda row: row.memory / 2**20)
+    drawn = _lines(axes, found, rows, lambda row: row.tokens, lambda row: row.memory / 2**20)
     axes.set_xlabel("tokens, none masked")
     axes.set_ylabel("MiB beyond the inputs, gradients included")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    _by_tokens(axes, rows)
+    _in_steps(axes)
     return drawn

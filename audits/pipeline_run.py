@@ -22,7 +22,7 @@ from assay.audits.pipeline_samples import answers, attempted, digest, messages, 
 from assay.audits.pipeline_swaps import canvases, inverted, repainted, reworded
 from assay.audits.pipeline_talks import plain, told
 from assay.audits.pipeline_trainer import counted, step_of, takes_items
-from assay.audits.pipelines import Pipeline, collated, padded_on, seeded
+from assay.audits.pipelines import Pipeline, collated, generators, padded_on, seeded
 from assay.audits.terms import Inexpressible, Outputs
 from assay.audits.usage import BadUsage
 
@@ -134,8 +134,9 @@ class Runner:
         with padded_on(self._pipeline, side) as sided, seeded(SEED + call.draw):
             if side and not sided:
                 raise Inexpressible("no tokenizer of the pipeline has a padding_side")
-            batch = collated(self._pipeline, rows)
-            reseeded = torch.initial_seed() != SEED + call.draw
+            state = generators()
+            batch = self._collated(rows, call)
+            reseeded, draws = torch.initial_seed() != SEED + call.draw, generators() != state
         changed = [index for index, old in zip(chosen, before, strict=True) if digest(self._sample(index)) != old]
         seen = [pictures(sample) for sample in samples]
         return batch, {
@@ -147,7 +148,17 @@ class Runner:
             "meant": [one["meant"] for one in said],
             "changed": changed,
             "reseeded": reseeded,
+            "draws": draws,
         }
+
+    def _collated(self, rows: list[Any], call: BatchCall) -> dict[str, Any]:
+        """A batch. What is refused of a changed sample alone, as a blank picture may be, is not held against it."""
+        if not (call.negative or call.painted or call.reworded):
+            return collated(self._pipeline, rows)
+        try:
+            return collated(self._pipeline, rows)
+        except Exception as error:
+            raise Inexpressible(f"the pipeline refuses the changed sample: {str(error)[:80]}") from error
 
     def _said(self, sample: Any, key: str) -> dict[str, Any]:
         """What a sample says it is, which is read once."""
@@ -323,8 +334,16 @@ class Runner:
             raise Inexpressible(f"the model cannot be brought to {call.dtype}: {error}") from error
         with seeded(SEED):
             in_training = call.training or (call.gradients and self._pipeline.trainer is not None)
-            asked = Asked(items=call.items, steps=call.steps, gradients=call.gradients, training=in_training)
+            items = self._handed(batch, call)
+            asked = Asked(items=items, steps=call.steps, gradients=call.gradients, training=in_training)
             return forward(model, batch, asked, step_of(self._pipeline))
+
+    def _handed(self, batch: Mapping[str, Any], call: BatchCall) -> int:
+        """The count of a step: a ``Trainer`` hands on its own if nothing is said, and none if it does not count."""
+        if self._pipeline.trainer is None:
+            return call.items
+        own = self._items(batch)
+        return 0 if own is None else call.items or own
 
     def _takes_items(self, model: Any) -> bool:
         """A ``Trainer`` decides itself what it does with a count."""

@@ -118,7 +118,9 @@ def _check_dataset(dataset: Any) -> None:
     if dataset is None:
         raise _wrong("dataset", "expected a sequence of samples, make() returned none")
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or isinstance(dataset, (str, Mapping)):
-        raise _wrong("dataset", f"expected a sequence (with a length and an index), got a {type(dataset).__name__}")
+        told = f"expected a sequence (with a length and an index), got a {type(dataset).__name__}"
+        more = ": hand in a list of some of its samples" if hasattr(dataset, "__iter__") else ""
+        raise _wrong("dataset", told + more)
     if not len(dataset):
         raise _wrong("dataset", "expected at least one sample, it is empty")
 
@@ -180,6 +182,13 @@ def seeded(number: int) -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002 - the state that old code draws from
+
+
+def generators() -> str:
+    """The states of the three global generators: another after one was drawn from."""
+    import numpy as np
+
+    return repr((random.getstate(), np.random.get_state(), torch.get_rng_state().tolist()))  # noqa: NPY002 - as above
 
 
 @contextlib.contextmanager

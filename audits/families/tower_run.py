@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from assay.audits.families import discovery
 from assay.audits.families._processor import patches_of
@@ -101,7 +103,8 @@ class TowerModel:
         Traced also ``reach`` and ``reach:LAYER`` [N,P], how much each feature depends on each patch of the pictures in
         reading order; ``cell`` [P], which feature a patch belongs to; ``place`` [P,3], the medium, row and column of
         it; ``enters`` [M,P], how much what enters the first layer depends on each patch, and ``weight`` [M,T], the
-        share of each row of a learned table of positions in it, where the tower has one, of ``side`` rows and columns.
+        share of each row of a learned table of positions in it, where the tower has one, of ``side`` rows and columns;
+        ``silenced``, how many answers of attention were set to zero.
         """
         assert self.recipe is not None
         model = self.model(call.dtype).train(call.training)
@@ -112,13 +115,14 @@ class TowerModel:
     def _traced(self, model: Any, call: TowerCall) -> dict[str, Tensor]:
         assert self.recipe is not None
         rows, order = _numbered(self.recipe, call)
-        with _seen(model) as entered, torch.enable_grad():
+        with _seen(model) as seen, torch.enable_grad():
             leaf = rows.to(getattr(torch, call.dtype)).requires_grad_()
             made = {
                 f"reach{name.removeprefix('features').removeprefix('deepstack')}": _sensitive(given, leaf)[:, order]
                 for name, given in _named(self.features(call, leaf))
             }
-            return made | _entering(model, entered, leaf, order) | self._places(call)
+            made["silenced"] = torch.tensor(seen.silenced)
+            return made | _entering(model, seen.entered, leaf, order) | self._places(call)
 
     def features(self, call: TowerCall, rows: Tensor) -> Any:
         """What the family's own method makes of the rows of patches that its processor made."""
@@ -272,24 +276,46 @@ def _table(model: Any) -> Tensor | None:
     return None
 
 
+class _Silence(TorchFunctionMode):
+    """Sets what attention gives to zero, also where it is no module, or one of another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silenced = 0
+        self.entered: list[Tensor] = []
+
+    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        weighs = function in _SOFTMAXES and out.ndim > 2  # of two dimensions: a choice of experts
+        if function is not functional.scaled_dot_product_attention and not weighs:
+            return out
+        self.silenced += 1
+        return out * 0
+
+
+_SOFTMAXES = (torch.softmax, functional.softmax, Tensor.softmax)
+
+
 @contextlib.contextmanager
-def _seen(model: Any) -> Iterator[list[Tensor]]:
+def _seen(model: Any) -> Iterator[_Silence]:
     """What the tower's first attention is given, while the answers of every attention are set to zero."""
-    entered: list[Tensor] = []
+    seen = _Silence()
 
     def look(_module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         given = args[0] if args else kwargs.get("hidden_states")
-        if isinstance(given, Tensor) and not entered:
-            entered.append(given)
+        if isinstance(given, Tensor) and not seen.entered:
+            seen.entered.append(given)
 
     def silence(_module: Any, _args: Any, output: Any) -> Any:
+        seen.silenced += 1
         return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
 
     layers = [m for m in model.modules() if type(m).__name__.endswith("Attention") and _mixes(m)]
     handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(silence) for layer in layers]
     try:
-        yield entered
+        with seen:
+            yield seen
     finally:
         for handle in handles:
             handle.remove()

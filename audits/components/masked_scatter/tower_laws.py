@@ -28,8 +28,8 @@ def cells(trial: Trial) -> Iterator[Evidence]:
     Example: features that come out of windowed layers and are not put back into the order of the picture.
     """
     out = trial.outcome.values
-    if all(bool((reach != 0).all()) for _, reach in _reaches(out)):
-        raise Inexpressible("every feature depends on every patch: its attention cannot be turned off")
+    if not int(out["silenced"]) or all(bool((reach != 0).all()) for _, reach in _reaches(out)):
+        raise Inexpressible("its attention cannot be turned off: each feature may be made of all patches")
     count = int(out["cell"].max()) + 1
     want = torch.arange(count)[:, None] == out["cell"][None]
     for name, reach in _reaches(out):
@@ -68,11 +68,14 @@ def positions(trial: Trial) -> Iterator[Evidence]:
     table = torch.arange(out["weight"].shape[-1])
     for name, axis, steps in (("row", 1, table // side), ("column", 2, table % side)):
         at = (out["weight"] * steps).sum(-1)
-        yield from _ascending(name, at, place, axis)
+        yield from _ascending(name, at, place, axis, side)
 
 
-def _ascending(name: str, at: Tensor, place: Tensor, axis: int) -> Iterator[Evidence]:
-    """Within a medium patches of one row are at one place of the table, and those of the next row further down."""
+def _ascending(name: str, at: Tensor, place: Tensor, axis: int, side: int) -> Iterator[Evidence]:
+    """Within a medium patches of one row are at one place of the table, and those of the next row further down.
+
+    A picture of more rows than the table has may have several at its border.
+    """
     for medium in sorted({*place[:, 0].tolist()}):
         own = place[:, 0] == medium
         lines = [at[own & (place[:, axis] == line)] for line in sorted({*place[own][:, axis].tolist()})]
@@ -84,6 +87,9 @@ def _ascending(name: str, at: Tensor, place: Tensor, axis: int) -> Iterator[Evid
             )  # fmt: skip
             return
         ends = torch.stack([line.mean() for line in lines])
+        if len(ends) > side:
+            inner = ends[1:-1]
+            ends = torch.cat((ends[:1], inner[(inner > LIKE) & (inner < side - 1 - LIKE)], ends[-1:]))
         if len(ends) > 1 and float(ends.diff().min()) < LIKE:
             yield Evidence(
                 where=name, measured=float(ends.diff().min()), limit=LIKE, index=(medium,),

@@ -62,15 +62,11 @@ def _wanted(found: View) -> Tensor:
 
 
 def _by_count(trial: Trial, found: View, want: Tensor) -> Iterator[Evidence]:
-    """With the count of a step. A ``Trainer`` hands on its own, or none."""
+    """With the count of a step. A ``Trainer`` has handed on its own, or none."""
     if found.facts.get("trained_by"):
-        items = found.record["items"]
-        if items is None:
-            return
-        limit = want.mean()
-    else:
-        items = 2 * len(want) + 1
-        limit = want.sum() / items
+        return
+    items = 2 * len(want) + 1
+    limit = want.sum() / items
     try:
         got = _without_experts(view(trial, run=True, items=items))
     except Inexpressible:

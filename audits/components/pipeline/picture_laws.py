@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from assay.audits.components.pipeline.views import GRIDS, PIXELS, View, alone, view
+from assay.audits.components.pipeline.views import GRIDS, PIXELS, View, alone, drawn, view
 from assay.audits.laws.trial import Trial
 from assay.audits.terms import Evidence, Inexpressible
 from assay.reference import vision_rope
@@ -34,6 +34,8 @@ def pictures(trial: Trial) -> Iterator[Evidence]:
     for (sample, number), rows in changed.items():
         start, stop = _place(alone(trial, sample), number)
         told = f"the negative of picture {number} of sample {sample}"
+        if not bool(rows.any()) and alone(trial, sample).record["draws"]:
+            continue  # an augmentation may give a picture and its negative the same pixels
         if not bool(rows[start:stop].any()):
             message = f"{told} does not change the pixels in its place"
         elif bool(rows[:start].any() or rows[stop:].any()):
@@ -65,6 +67,8 @@ def patches(trial: Trial) -> Iterator[Evidence]:
     merge, seen = merge if VISION_TOWERS[rule].merged else 1, 0
     for sample in found.samples:
         single = alone(trial, sample)
+        if PIXELS["image"] in drawn(trial, samples=(sample,), first=0):
+            continue  # a picture that is turned by some degrees has no rectangles
         for number, rows in _negatives(trial, sample, single, corner=True):
             start, stop = _place(single, number)
             own, grid = rows[start:stop], single.tensors[GRIDS["image"]][number - 1]
@@ -138,17 +142,20 @@ def pixels(trial: Trial) -> Iterator[Evidence]:
         if asked >= LOOKED_AT or not alone(trial, sample).record["pictures"][0]:
             continue
         try:
-            seen = {name: _painted(trial, sample, colour) for name, colour in COLOURS.items()}
+            seen = _coloured(trial, sample)
         except Inexpressible:
             continue
         asked += 1
-        step = (seen["white"][1] - seen["black"][1]).abs() / GREYS
-        yield from _faint(found, step * GREYS)
+        ends = seen["white"][1] - seen["black"][1]
+        step = ends.abs() / GREYS
+        yield from _faint(found, ends.abs())
         for name, (got, want) in seen.items():
             off = (got - want).abs() - step
             if bool((off > 0).any()):
                 row, place = divmod(int(off.argmax()), off.shape[-1])
+                grey = ": it is grey" if name == "orange" and _is_grey((got - seen["black"][1]) / ends) else ""
                 message = f"sample {sample}: a picture that is all {name} has other values than its processor gives it"
+                message += grey
                 measured, limit = f"{float(got[row, place]):.4f}", f"{float(want[place]):.4f}"
                 yield Evidence(
                     where=PIXELS["image"], measured=measured, limit=limit, message=message, index=(row, place)
@@ -169,15 +176,41 @@ def _faint(found: View, contrast: Tensor) -> Iterator[Evidence]:
         )
 
 
+def _is_grey(shares: Tensor) -> bool:
+    """Whether values [N,D] lie as far on the way from black to white in each channel."""
+    return bool((shares.amax(-1) - shares.amin(-1) <= 2 / GREYS).all())
+
+
+def _coloured(trial: Trial, sample: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """By colour the values [N,D] of what shows nothing else, and those [D] that a processor gives.
+
+    Edges that a collator puts around a picture, in a colour of its own, are left out.
+    """
+    made = {name: _painted(trial, sample, colour) for name, colour in COLOURS.items()}
+    (black, low), (white, high) = made["black"], made["white"]
+    if black.shape != white.shape:
+        raise Inexpressible("pictures of one size have pixels of several")
+    ends = (high - low).abs().clamp(min=torch.finfo(torch.float64).tiny)
+    share = (white - black).abs() / ends
+    if not bool(share.any()):
+        raise Inexpressible("no pixels depend on the colour of a picture: see the laws pictures and seen")
+    pure = (share.amax(-1) > 0) & (share.amax(-1) - share.amin(-1) <= EVEN * share.amax(-1))
+    rows = pure if bool(pure.any()) else share.any(-1)
+    return {name: (got[rows], want) for name, (got, want) in made.items()}
+
+
+EVEN = 0.2
+"""Of the way from black to white, by which channels may differ: numbers of normalisation do, by less than that."""
+
+
 def _painted(trial: Trial, sample: int, colour: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """The values [N,D] of each patch, or of each channel of each picture, and those [D] that a processor gives.
 
     Inexpressible where an augmentation draws, or the two lie in other forms.
     """
     single = alone(trial, sample, painted=colour)
-    got, again = single.get(PIXELS["image"]), alone(trial, sample, painted=colour, draw=1).get(PIXELS["image"])
-    want = single.values.get("paint.pixels")
-    if got is None or again is None or want is None or got.shape != again.shape or not torch.equal(got, again):
+    got, want = single.get(PIXELS["image"]), single.values.get("paint.pixels")
+    if got is None or want is None or PIXELS["image"] in drawn(trial, samples=(sample,), first=0, painted=colour):
         raise Inexpressible("the pixels are drawn, or there are none")
     rows, whole = _rows(got), _rows(want)
     if rows.shape[-1] != whole.shape[-1] or not bool((whole == whole[0]).all()) or not len(rows):
@@ -212,12 +245,12 @@ def upright(trial: Trial) -> Iterator[Evidence]:
     for sample in found.samples:
         for edge, colours in SHADED.items():
             try:
-                single, again = (alone(trial, sample, painted=colours, draw=draw) for draw in (0, 1))
+                single = alone(trial, sample, painted=colours)
+                turned = PIXELS["image"] in drawn(trial, samples=(sample,), first=0, painted=colours)
             except Inexpressible:
                 break
             got, want = single.get(PIXELS["image"]), single.values["paint.pixels"]
-            other = again.get(PIXELS["image"])
-            if got is None or other is None or got.shape != want.shape or not torch.equal(got, other):
+            if got is None or turned or got.shape != want.shape:
                 break
             asked = True
             here, there = (values.double() - values.double().mean() for values in (got, want))

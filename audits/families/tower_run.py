@@ -104,7 +104,8 @@ class TowerModel:
         reading order; ``cell`` [P], which feature a patch belongs to; ``place`` [P,3], the medium, row and column of
         it; ``enters`` [M,P], how much what enters the first layer depends on each patch, and ``weight`` [M,T], the
         share of each row of a learned table of positions in it, where the tower has one, of ``side`` rows and columns;
-        ``silenced``, how many answers of attention were set to zero.
+        ``silenced``, how many answers of attention were set to zero; ``unread`` [P], how many values of a patch no
+        feature depends on; ``sight`` [N,P], as ``reach`` with attention as it is.
         """
         assert self.recipe is not None
         model = self.model(call.dtype).train(call.training)
@@ -122,7 +123,11 @@ class TowerModel:
                 for name, given in _named(self.features(call, leaf))
             }
             made["silenced"] = torch.tensor(seen.silenced)
-            return made | _entering(model, seen.entered, leaf, order) | self._places(call)
+            made |= _entering(model, seen.entered, leaf, order) | self._places(call)
+        with torch.enable_grad():
+            grads = torch.stack([x for (x,) in _walked(dict(_named(self.features(call, leaf)))["features"], [leaf])])
+        made["unread"] = (grads == 0).all(0).flatten(1).sum(-1)[order]
+        return made | {"sight": grads.abs().flatten(2).amax(-1)[:, order].detach()}
 
     def features(self, call: TowerCall, rows: Tensor) -> Any:
         """What the family's own method makes of the rows of patches that its processor made."""

@@ -207,6 +207,28 @@ def attends_across(call: TowerCall) -> Outputs:
     return _hooked(call, "blocks.0.attn", lambda m: m.register_forward_pre_hook(whole, with_kwargs=True))
 
 
+@fault(NAME, "sight")
+def sees_only_itself(call: TowerCall) -> Outputs:
+    """Attention gives nothing: its output is added with a factor that was left at zero.
+
+    Effect: no patch knows of its neighbours; a letter that lies in two cells is read in neither.
+    """
+    return _hooked(call, ".attn", lambda m: m.register_forward_hook(lambda _module, _args, out: out * 0))
+
+
+@fault(NAME, "sight")
+def one_channel_read(call: TowerCall) -> Outputs:
+    """The first channel alone is handed to the tower, the others are blank.
+
+    Effect: colours cannot be told apart.
+    """
+
+    def first(rows: Tensor, _call: TowerCall) -> Tensor:
+        return torch.where(torch.arange(rows.shape[-1]) < rows.shape[-1] // 3, rows, 0)
+
+    return _with(call, before=first)
+
+
 @fault(NAME, "alone")
 def normalised_over_the_batch(call: TowerCall) -> Outputs:
     """Features are divided by the largest of the batch.

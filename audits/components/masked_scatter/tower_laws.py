@@ -50,6 +50,34 @@ def cells(trial: Trial) -> Iterator[Evidence]:
             )  # fmt: skip
 
 
+def sight(trial: Trial) -> Iterator[Evidence]:
+    """A feature depends on patches of other cells of its picture too, and every value of every patch is read.
+
+    Why: features that are right one by one are not yet those of a tower. One whose attention gives nothing, or which
+    reads one channel of three, has features of every size at every place, and an accuracy that is only lower.
+
+    Example: lengths that end a picture after each of its cells.
+    """
+    out = trial.outcome.values
+    if bool((lost := out["unread"] > 0).any()):
+        yield Evidence(
+            where="pixels", measured=float(out["unread"].sum()), limit=0.0, index=(int(lost.int().argmax()),),
+            message="so many values of the patches are read by no feature",
+        )  # fmt: skip
+    cell, medium = out["cell"], out["place"][:, 0]
+    owner = torch.stack([medium[cell == number][0] for number in range(int(cell.max()) + 1)])
+    seen = out["sight"][(out["sight"] != 0).any(-1)]
+    if len(seen) != len(owner):
+        return  # see the law cells
+    others = (owner[:, None] == medium[None]) & (torch.arange(len(owner))[:, None] != cell[None])
+    blind = others.any(-1) & ~((seen != 0) & others).any(-1)
+    if bool(blind.any()):
+        yield Evidence(
+            where="features", measured=float(blind.sum()), limit=0.0, index=(int(blind.int().argmax()),),
+            message="so many features depend on no other cell of their picture",
+        )  # fmt: skip
+
+
 def positions(trial: Trial) -> Iterator[Evidence]:
     """A patch has the learned position of its own row and column, of a table that is stretched over each picture.
 
@@ -183,4 +211,4 @@ def _several(_operation: Operation, case: Case) -> str | None:
 
 _law = partial(Law.of, (NAME,))
 
-LAWS = (_law(cells), _law(positions), _law(alone, _several), _law(order, _several), _law(training))
+LAWS = (_law(cells), _law(sight), _law(positions), _law(alone, _several), _law(order, _several), _law(training))

@@ -93,9 +93,10 @@ def mode(trial: Trial) -> Iterator[Evidence]:
             measured, limit = ("absent", "present") if name in still.values else ("present", "absent")
             yield Evidence(where=name, measured=measured, limit=limit, message=message)
         elif name in still.values:
-            evidence = near(name, _real(moving, name), _real(still, name), message)
+            evidence = near(name, _told(moving, name), _told(still, name), message)
             yield from [evidence] if evidence else []
-    if all("grads" in found.values and found.values["grads"].numel() for found in (still, moving)):
+    same_terms = ("added" in still.values) == ("added" in moving.values)  # experts may add theirs in training alone
+    if same_terms and all("grads" in found.values and found.values["grads"].numel() for found in (still, moving)):
         got, want = (found.model("grads") for found in (moving, still))
         evidence = near("gradients", got[:, 0], want[:, 0], message, reach=want[:, 1].amax())
         yield from [evidence] if evidence else []
@@ -103,11 +104,11 @@ def mode(trial: Trial) -> Iterator[Evidence]:
         yield Evidence(where="positions", measured="others", limit="those of eval mode", message=message)
 
 
-def _real(found: View, name: str) -> Tensor:
-    """Scores of what is no padding: what stands there nobody reads."""
+def _told(found: View, name: str) -> Tensor:
+    """The loss without what experts add, or the scores of what is no padding: what stands there nobody reads."""
+    if name == "loss":
+        return _without_experts(found)
     values = found.model(name)
-    if name != "scores":
-        return values
     real = found.real[:, :-1] & found.real[:, 1:]
     return values[:, :-1][real]
 

@@ -10,14 +10,17 @@ That a kernel compiles without spills says nothing about its results; those are 
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from assay.audits import machine_code
 
 ARCHITECTURES = (80, 90, 100)
 """A100, H100 and H200, B200."""
@@ -43,6 +46,16 @@ class CompileReport:
     late_loads: int
     """Loads from global memory that stand after the first store to it, and may have to wait for it."""
     instructions: int
+    special: int = 0
+    """Instructions for the unit of special functions (MUFU, conversions)."""
+    loops: tuple[tuple[int, int], ...] = ()
+    """(instructions, special ones) of one turn of each loop, in their order."""
+    in_flight: int = 0
+    """Bytes of global memory that a thread has asked for at once."""
+    warps: int = 0
+    """Of one program."""
+    programs: int = 0
+    """Of the launch."""
 
     @property
     def spilled(self) -> bool:
@@ -92,13 +105,13 @@ def offline(arch: int) -> Iterator[list[CompileReport]]:
         raise OfflineError(
             "TRITON_INTERPRET=1 is set, so kernels are decorated for the interpreter and cannot be compiled"
         )
-    launched: list[Any] = []
+    launched: list[tuple[Any, int]] = []
     reports: list[CompileReport] = []
     run, before = JITFunction.run, driver._active
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        launched.append(kernel)
+        launched.append((kernel, math.prod(grid)))
         return kernel
 
     JITFunction.run = compile_only
@@ -108,18 +121,21 @@ def offline(arch: int) -> Iterator[list[CompileReport]]:
     finally:
         JITFunction.run = run
         driver._active = before
-    reports.extend(inspect_cubin(kernel.metadata.name, arch, kernel.asm["cubin"]) for kernel in launched)
+    for kernel, programs in launched:
+        report = inspect_cubin(kernel.metadata.name, arch, kernel.asm["cubin"])
+        reports.append(replace(report, warps=kernel.metadata.num_warps, programs=programs))
 
 
 def inspect_cubin(name: str, arch: int, cubin: bytes) -> CompileReport:
-    """Read registers, stack and shared memory from a cubin's header and count the memory accesses in its code."""
+    """Read registers, stack and shared memory from a cubin's header and read its code. Neither tells the launch."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
         header = _tool("cuobjdump", "--dump-resource-usage", str(path))
         listing = _tool("nvdisasm", "-c", str(path))
     resources = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", header)}
-    opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", listing, re.MULTILINE)
+    code = machine_code.instructions(listing)
+    opcodes = [each.opcode for each in code]
 
     def count(pattern: str) -> int:
         return sum(re.match(pattern, opcode) is not None for opcode in opcodes)
@@ -131,7 +147,8 @@ def inspect_cubin(name: str, arch: int, cubin: bytes) -> CompileReport:
         spills=count(r"LDL|STL"), wide_loads=wide_loads, narrow_loads=count("LDG") - wide_loads,
         wide_stores=wide_stores, narrow_stores=count("STG") - wide_stores,
         late_loads=sum(opcode.startswith("LDG") for opcode in opcodes[first_store:]),
-        instructions=sum(opcode != "NOP" for opcode in opcodes),
+        instructions=len(code), special=machine_code.special(code), loops=machine_code.loops(code),
+        in_flight=machine_code.bytes_in_flight(code),
     )  # fmt: skip
 
 

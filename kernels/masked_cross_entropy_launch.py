@@ -42,7 +42,8 @@ class Rules:
 _STREAMED = 8192
 _RESIDENT = 16384
 _REDUCED = 4096
-_SCALERS = 1024
+SCALERS = 1024
+"""The most programs that scale rows; each takes its share of all blocks."""
 
 
 def _cut(x: Tensor, rules: Rules, most: int) -> tuple[int, int]:
@@ -56,6 +57,11 @@ def _cut(x: Tensor, rules: Rules, most: int) -> tuple[int, int]:
     half = x.element_size() == 4 or bool(rules.softcap)
     block = min(triton.next_power_of_2(x.shape[-1]), most // 2 if half else most)
     return block, max(1, block // (256 if half else 512))
+
+
+def block_of(x: Tensor, *, gradient: bool) -> int:
+    """How many columns of x [..., V] a program takes at a time; `gradient`: where it reads its rows twice."""
+    return _cut(x, Rules(), _RESIDENT if gradient else _STREAMED)[0]
 
 
 def _operand(x: Tensor) -> tuple[Any, ...]:
@@ -139,6 +145,6 @@ def scale_rows(x: Tensor, factor: Tensor) -> None:
     block, warps = _cut(x, Rules(), _STREAMED)
     blocks = x.shape[0] * x.shape[1] * triton.cdiv(x.shape[-1], block)
     with _here(x):
-        kernels.scale_kernel[(min(blocks, _SCALERS),)](
+        kernels.scale_kernel[(min(blocks, SCALERS),)](
             _operand(x), factor, blocks, V=x.shape[-1], BLOCK=block, num_warps=warps
         )

@@ -1,70 +1,28 @@
 """What the kernels cost on A100, H100/H200 and B200, compiled here without any of them.
 
-Each file `compiled_NAME.py` beside this one says which kernels are compiled for which shapes (`jobs`, and `few` of them
-for the chips that differ less), how (`compile_one`), and what each may cost (`check`). Compiling needs kernels that are
-not decorated for the interpreter, so jobs are compiled by child processes that run this file;
-`python tests/test_compile.py` prints the table of all.
+Each file of `benchmarks/compiled` says which kernels are compiled for which shapes (`jobs`, and `few` of them for the
+chips that differ less), how (`compile_one`), and what each may cost (`check`). Compiling needs kernels that are not
+decorated for the interpreter, so jobs are compiled by child processes. `nox -s compile` compiles those of the page.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from assay.audits.compile import ARCHITECTURES, CompileReport, OfflineError, offline, table
-
-SETS = sorted(path.stem.removeprefix("compiled_") for path in Path(__file__).parent.glob("compiled_*.py"))
-Job = tuple[Any, ...]
-
-
-def load(name: str) -> Any:
-    """The module `compiled_NAME.py`; tests are no package that could be imported."""
-    spec = importlib.util.spec_from_file_location(f"compiled_{name}", Path(__file__).with_name(f"compiled_{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def compile_jobs(name: str, jobs: list[Job], processes: int = 2) -> dict[Job, CompileReport]:
-    """The reports of all jobs, from child processes whose Triton does not interpret."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, __file__, name, json.dumps(jobs[at::processes])],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for at in range(processes)
-    ]
-    reports: dict[Job, CompileReport] = {}
-    for child in children:
-        output, _ = child.communicate()
-        assert child.returncode == 0, f"compiling failed with status {child.returncode}; its error is above"
-        reports |= {tuple(job): CompileReport(**fields) for job, fields in json.loads(output)}
-    return {job: reports[job] for job in jobs}
+from assay.benchmarks.offline import SETS, Compiled, Job, compile_jobs, faults, load
 
 
 def check(name: str, jobs: list[Job]) -> None:
     """No stack and no spill in any kernel, and what its own file asks for."""
     reports = compile_jobs(name, jobs)
-    print("\n" + named_table(reports))
+    print("\n" + table({" ".join(map(str, job)): report for job, report in reports.items()}))
     assert reports
-    for job, report in reports.items():
-        assert not report.spilled, f"{job} spills: {report}"
-        load(name).check(job, report)
-
-
-def named_table(reports: dict[Job, CompileReport]) -> str:
-    return table({" ".join(map(str, job)): report for job, report in reports.items()})
+    assert not list(faults([Compiled(name, job, report) for job, report in reports.items()]))
 
 
 @pytest.mark.timeout(600)
@@ -126,13 +84,3 @@ def test_interpreting_triton_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(OfflineError, match="TRITON_INTERPRET"), offline(90):
         pass
-
-
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        compile_one = load(sys.argv[1]).compile_one
-        print(json.dumps([(job, asdict(compile_one(*job))) for job in json.loads(sys.argv[2])]))
-    else:
-        for each in SETS:
-            module = load(each)
-            print(f"{each}\n{named_table({job: module.compile_one(*job) for job in module.jobs(ARCHITECTURES)})}\n")

@@ -74,11 +74,11 @@ def problem(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloa
     return Problem(
         shape=shape, tensors={"logits": logits.requires_grad_(), "labels": target}, outputs=("loss",),
         differentiable=("logits",), upstream=(torch.tensor(shape.upstream, device=device),),
-        floors=_floors(shape, dtype.itemsize), truth=truth if shape.tokens <= EXACT else None,
+        floors=floors(shape, dtype.itemsize), truth=truth if shape.tokens <= EXACT else None,
     )  # fmt: skip
 
 
-def _floors(shape: Shape, size: int) -> dict[Mode, Floor]:
+def floors(shape: Shape, size: int) -> dict[Mode, Floor]:
     """Scored rows are read once; the gradient of every row is written once, zeros too."""
     row = shape.settings["vocabulary"] * size
     read, written = scored(shape) * row, shape.tokens * row

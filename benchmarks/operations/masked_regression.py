@@ -62,12 +62,12 @@ def problem(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloa
 
     return Problem(
         shape=shape, tensors=tensors, outputs=("loss",), differentiable=("prediction",),
-        upstream=(torch.tensor(shape.upstream, device=device),), floors=_floors(shape, dtype.itemsize),
+        upstream=(torch.tensor(shape.upstream, device=device),), floors=floors(shape, dtype.itemsize),
         truth=truth if shape.tokens <= EXACT else None,
     )  # fmt: skip
 
 
-def _floors(shape: Shape, size: int) -> dict[Mode, Floor]:
+def floors(shape: Shape, size: int) -> dict[Mode, Floor]:
     """Rows that count are read once, predictions and targets; the gradient of every row is written once."""
     row = shape.settings["channels"] * size
     read = 2 * (shape.tokens - int(shape.masked * shape.tokens)) * row

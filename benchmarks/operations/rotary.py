@@ -78,11 +78,11 @@ def problem(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloa
 
     return Problem(
         shape=shape, tensors=tensors, outputs=("q", "k"), differentiable=("q", "k"), upstream=upstream,
-        floors=_floors(shape, dtype.itemsize), truth=truth if shape.tokens <= EXACT else None,
+        floors=floors(shape, dtype.itemsize), truth=truth if shape.tokens <= EXACT else None,
     )  # fmt: skip
 
 
-def _floors(shape: Shape, size: int) -> dict[Mode, Floor]:
+def floors(shape: Shape, size: int) -> dict[Mode, Floor]:
     """What is turned is read and written once, and the merged half tables are read once."""
     settings = shape.settings
     rotated = 2 * sum(settings["sections"])

@@ -1,4 +1,6 @@
-"""The masked-regression kernels for JEPA trainers: how `test_compile.py` compiles each, and what it may cost."""
+"""The masked-regression kernels for JEPA trainers: how each is compiled, what it may cost, what it has to do."""
+
+from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
@@ -8,7 +10,14 @@ from itertools import product
 import torch
 
 from assay.audits.compile import CompileReport, offline
+from assay.benchmarks.nouns import Mode
+from assay.benchmarks.nouns import Shape as Asked
+from assay.benchmarks.operations import masked_regression as operation
+from assay.benchmarks.predict import Work
 
+TITLE = "Masked regression: smooth L1 against gathered, normalised targets"
+NOTE = """24,576 rows of predictions and targets, all of which count. Backward is the same code whether it writes
+over the prediction or not."""
 Job = tuple[str, str, str, int]
 """Case, mode, dtype of the prediction, chip."""
 
@@ -32,6 +41,7 @@ class Case:
 
 CASES = {
     "i-jepa": Case(1408, "smooth_l1", 1.0, normalise=True, gathered=True),  # ViT-g: padded to 2,048
+    "wide": Case(4096, "smooth_l1", 1.0, normalise=True, gathered=True),
     "v-jepa": Case(1024, "power", 1.0, normalise=True, gathered=True, weighted=True),
     "plain": Case(1408, "mse", registers=48),  # eleven blocks of 128
     "elements": Case(768, "l1", by_element=True),
@@ -83,7 +93,7 @@ def compile_one(name: str, mode: str, dtype_name: str, arch: int) -> CompileRepo
 
 def jobs(archs: Sequence[int]) -> list[Job]:
     """Every case in one pass, the others in what they do otherwise."""
-    fused = product(CASES, ("fused",), DTYPES, archs)
+    fused = product((name for name in CASES if name != "wide"), ("fused",), DTYPES, archs)
     others = product(("i-jepa", "plain", "wide-power"), MODES, ("bf16",), archs)
     return [*dict.fromkeys((*fused, *others)), *product(("tally",), ("value",), ("fp32",), archs)]
 
@@ -91,6 +101,11 @@ def jobs(archs: Sequence[int]) -> list[Job]:
 def few(archs: Sequence[int]) -> list[Job]:
     """The cases that differ most."""
     return list(product(("i-jepa", "wide-power", "by-eight"), ("fused",), ("bf16",), archs))
+
+
+def page(archs: Sequence[int]) -> list[Job]:
+    """The comparison's two widths in every mode."""
+    return [*product(MODELS, MODES[:3], ("bf16",), archs), *product(("tally",), ("value",), ("bf16",), archs)]
 
 
 def check(job: Job, report: CompileReport) -> None:
@@ -104,3 +119,28 @@ def check(job: Job, report: CompileReport) -> None:
     assert report.narrow_stores <= 1, f"{job} stores in pieces: {report}"  # the program's sum
     assert report.late_loads == 0, f"{job} loads after it has begun to store: {report}"
     assert report.registers <= CASES[name].registers, f"{job} needs {report.registers} registers"
+
+
+MODELS = {"i-jepa": "ViT-g", "wide": "wide"}
+NAMES = {
+    "value": "forward", "gradient": "backward", "fused": "forward and gradient, in place", "tally": "count the entries",
+}  # fmt: skip
+DONE: dict[str, Mode] = {"value": "forward", "gradient": "backward", "fused": "both"}
+
+
+def work(job: Job) -> Work:
+    """24,576 rows that all count; masks, indices and the programs' sums are left out, as they are of the floor."""
+    name, mode, dtype_name, _ = job
+    rows = BATCH * TOKENS
+    if name == "tally":
+        return Work(shape=f"{rows:,} rows", tokens=rows, floor=rows, moved=rows, read=rows, alone=True)
+    size, model = DTYPES[dtype_name].itemsize, MODELS[name]
+    floor = operation.floors(Asked(model=model, tokens=rows, settings=operation.MODELS[model]), size)[DONE[mode]].bytes
+    label = f"{model}, {CASES[name].channels:,} channels"
+    read = 2 * rows * CASES[name].channels * size
+    return Work(shape=label, tokens=rows, floor=floor, moved=floor, read=read)
+
+
+def title(job: Job) -> str:
+    """What the page calls a kernel."""
+    return NAMES["tally" if job[0] == "tally" else job[1]]

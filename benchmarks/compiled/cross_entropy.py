@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -15,9 +15,9 @@ from assay.benchmarks.operations import cross_entropy as operation
 from assay.benchmarks.predict import Work
 
 TITLE = "Cross-entropy from logits"
-NOTE = """4,096 rows, all of them scored. The pass that writes the gradient over the logits reads each row twice. Backward
-is the same code whether it writes over the logits or not. Two kernels are one program each: they count the labels and
-sum the losses."""
+NOTE = """4,096 rows, all of them scored. The pass that writes the gradient over the logits reads each row twice.
+Backward is the same code whether it writes over the logits or not. Two kernels are one program each: they count the
+labels and sum the losses."""
 TOKENS = 4096
 Job = tuple[str, int, str, str, int]
 """Kernel, vocabulary, dtype, options, chip."""
@@ -43,7 +43,7 @@ def compile_one(kernel: str, vocabulary: int, dtype_name: str, options: str, arc
     logits, labels = empty(1, TOKENS, vocabulary, dtype=DTYPES[dtype_name]), empty(TOKENS, dtype=torch.int64)
     each, one = empty(TOKENS), empty(())
     weight = each if options == "all" else None
-    launches = {
+    launches: dict[str, Callable[[], object]] = {
         "fused": lambda: launch.score_rows(logits, labels, weight, one, rules, gradient=True),
         "rows": lambda: launch.score_rows(logits, labels, weight, one, rules, statistics=True),
         "gradient": lambda: launch.fill_gradient(

@@ -24,7 +24,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_STREAMED", 1024)
     monkeypatch.setattr(launch, "_RESIDENT", 512)
     monkeypatch.setattr(launch, "_REDUCED", 4)
-    monkeypatch.setattr(launch, "_SCALERS", 3)
+    monkeypatch.setattr(launch, "SCALERS", 3)
 
 
 @pytest.mark.parametrize(

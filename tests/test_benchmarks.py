@@ -80,10 +80,10 @@ def test_the_share_of_labels_is_exact(masked: float, mask: str) -> None:
 def test_floors_count_what_must_be_moved() -> None:
     settings = {"vocabulary": 1000}
     shape = Shape(model="m", tokens=100, settings=settings, masked=0.9)
-    floors = OPERATIONS["cross_entropy"]._floors(shape, 2)
+    floors = OPERATIONS["cross_entropy"].floors(shape, 2)
     assert floors["forward"].bytes == 10 * 1000 * 2
     assert floors["both"].bytes == 10 * 1000 * 2 + 100 * 1000 * 2  # zeros are written too
-    linear = OPERATIONS["linear_cross_entropy"]._floors(
+    linear = OPERATIONS["linear_cross_entropy"].floors(
         Shape(model="m", tokens=100, settings={"width": 64, "vocabulary": 1000}, masked=0.5), 2
     )
     assert linear["both"].flops == 6 * 50 * 64 * 1000

@@ -60,11 +60,10 @@ def problem(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloa
     def truth() -> Tensors:
         return _truth(hidden.detach(), head.detach(), target, shape.upstream)
 
-    floors = _floors(shape, dtype.itemsize)
     return Problem(
         shape=shape, tensors={"hidden": hidden.requires_grad_(), "head": head.requires_grad_(), "labels": target},
         outputs=("loss",), differentiable=("hidden", "head"), upstream=(torch.tensor(shape.upstream, device=device),),
-        floors=floors, truth=truth if shape.tokens <= EXACT else None,
+        floors=floors(shape, dtype.itemsize), truth=truth if shape.tokens <= EXACT else None,
     )  # fmt: skip
 
 
@@ -86,7 +85,7 @@ def _truth(hidden: torch.Tensor, head: torch.Tensor, target: torch.Tensor, upstr
     return {"loss": loss, "grad:hidden": first, "grad:head": second}
 
 
-def _floors(shape: Shape, size: int) -> dict[Mode, Floor]:
+def floors(shape: Shape, size: int) -> dict[Mode, Floor]:
     """Two products for the gradients beside that of the logits, of scored rows; the head is read and written."""
     width, vocabulary, rows = shape.settings["width"], shape.settings["vocabulary"], scored(shape)
     product, weight = 2 * rows * width * vocabulary, width * vocabulary * size

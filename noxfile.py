@@ -70,7 +70,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types strictly (mypy)."""
-    install(session, "mypy", "pytest")
+    install(session, "mypy", "pytest", "pytest-benchmark")
     session.run("mypy", "-p", "assay")
 
 

@@ -218,6 +218,8 @@ class _Run:
         for mode in MODES:
             entries: list[tuple[_Facts, Timed]] = []
             for own in filter(None, facts):
+                if own.offer.early and mode == "backward":
+                    continue
                 try:
                     entry = measure.ready(own.provider.name, own.call, problem, mode, sets, own.offer.consumes)
                 except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is the reason

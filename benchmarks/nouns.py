@@ -74,7 +74,8 @@ class Offer:
     ``arguments`` are names of the problem's tensors, or of the shape's settings; ``form`` is the call form by which
     ``assay`` judges the function. ``refuses`` says why a shape cannot be taken. ``consumes``: tensors that a call
     overwrites, which are restored before each. ``devices``: where it runs, ``interpreter`` being a CPU with Triton's.
-    ``cases``: of how many its audit is made at most, where each is compiled anew; 0: of all.
+    ``cases``: of how many its audit is made at most, where each is compiled anew; 0: of all. ``early``: gradients are
+    made in the forward pass, so that a backward pass by itself says nothing and is not timed.
     """
 
     function: Callable[..., Any]
@@ -84,6 +85,7 @@ class Offer:
     devices: tuple[str, ...] = ("cuda", "cpu", "interpreter")
     refuses: Callable[[Shape], str | None] = lambda _shape: None
     cases: int = 0
+    early: bool = False
 
     @property
     def ref(self) -> str:

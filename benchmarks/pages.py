@@ -74,6 +74,8 @@ Each provider does the same work on the same tensors. Before it is timed, its va
 * **error**: norm of the difference from float64 over the norm of the truth, the worst of output and gradients; beside
   it how many times that of rounding the truth once.
 
+A provider that makes its gradients in the forward pass has no row for backward by itself.
+
 What the numbers do not say: how a whole training step changes, since layers around a kernel may fuse with it; what
 other clocks, power limits or neighbours do; anything of shapes that are not listed.
 

@@ -16,6 +16,9 @@ from assay.benchmarks.providers import plain
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    from torch._functorch import config
+
+    config.donated_buffer = False  # else a backward pass can be made only once, and not be timed by itself
     found: Callable[..., Any] = torch.compile(function, dynamic=False)
     return found
 

@@ -43,7 +43,8 @@ PROVIDERS = (
                 function=cross_entropy, arguments=("logits", "labels"), form="rows", devices=("cuda",)
             ),
             "linear_cross_entropy": Offer(
-                function=linear_cross_entropy, arguments=("hidden", "head", "labels"), form="rows", devices=("cuda",)
+                function=linear_cross_entropy, early=True, arguments=("hidden", "head", "labels"), form="rows",
+                devices=("cuda",),
             ),
         },
     ),

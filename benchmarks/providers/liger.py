@@ -72,11 +72,11 @@ PROVIDERS = (
                 devices=KERNEL,
             ),
             "cross_entropy": Offer(
-                function=cross_entropy, arguments=("logits", "labels"), form="rows", consumes=("logits",),
+                function=cross_entropy, early=True, arguments=("logits", "labels"), form="rows", consumes=("logits",),
                 devices=KERNEL,
             ),
             "linear_cross_entropy": Offer(
-                function=linear_cross_entropy, arguments=LINEAR, form="rows", devices=KERNEL
+                function=linear_cross_entropy, early=True, arguments=LINEAR, form="rows", devices=KERNEL
             ),
         },
         note="overwrites its input",
@@ -95,7 +95,7 @@ PROVIDERS = (
         name="Liger, tuned", packages=("liger-kernel",),
         offers={
             "linear_cross_entropy": Offer(
-                function=linear_cross_entropy_tuned, arguments=LINEAR, form="rows", devices=KERNEL
+                function=linear_cross_entropy_tuned, early=True, arguments=LINEAR, form="rows", devices=KERNEL
             ),
         },
         note=f"accum_dtype=float32, chunk_mem_const={CHUNKS}",

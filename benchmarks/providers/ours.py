@@ -75,7 +75,7 @@ PROVIDERS = (
             "rotary": Offer(function=rotate, arguments=TABLES, form="hf-5.17", devices=KERNEL),
             "cross_entropy": Offer(function=cross_entropy, arguments=("logits", "labels"), form="rows", devices=KERNEL),
             "linear_cross_entropy": Offer(
-                function=linear_cross_entropy, arguments=("hidden", "head", "labels"), form="rows"
+                function=linear_cross_entropy, early=True, arguments=("hidden", "head", "labels"), form="rows"
             ),
             "masked_regression": Offer(
                 function=masked_regression, arguments=REGRESSION, form="gathered-normalised", devices=KERNEL
@@ -89,11 +89,11 @@ PROVIDERS = (
                 function=rotate_inplace, arguments=TABLES, form="hf-5.17", consumes=("q", "k"), devices=KERNEL
             ),
             "cross_entropy": Offer(
-                function=cross_entropy_inplace, arguments=("logits", "labels"), form="rows", consumes=("logits",),
-                devices=KERNEL,
+                function=cross_entropy_inplace, early=True, arguments=("logits", "labels"), form="rows",
+                consumes=("logits",), devices=KERNEL,
             ),
             "masked_regression": Offer(
-                function=masked_regression_inplace, arguments=REGRESSION, form="gathered-normalised",
+                function=masked_regression_inplace, early=True, arguments=REGRESSION, form="gathered-normalised",
                 consumes=("prediction",), devices=KERNEL,
             ),
         },

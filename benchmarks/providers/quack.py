@@ -46,7 +46,7 @@ def linear_cross_entropy_whole(hidden: Tensor, head: Tensor, labels: Tensor) -> 
 
 
 def _linear(function: object) -> Offer:
-    return Offer(function=function, arguments=LINEAR, form="rows", devices=("cuda",))  # type: ignore[arg-type]  # it is one of those above
+    return Offer(function=function, arguments=LINEAR, form="rows", devices=("cuda",), early=True)  # type: ignore[arg-type]  # it is one of those above
 
 
 PROVIDERS = (

@@ -37,7 +37,7 @@ def tables(found: Comparison, operation: str) -> Iterator[str]:
     own = [row for row in found.rows if row.operation == operation]
     for label, rows in groupby(own, key=shape_of):
         several = list(rows)
-        yield f"### {label}"
+        yield f"#### {label}"
         for mode in MODES:
             chosen = sorted((row for row in several if row.mode == mode), key=lambda row: row.median)
             if chosen:

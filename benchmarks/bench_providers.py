@@ -50,7 +50,7 @@ def test_forward_and_backward(
 ) -> None:  # fmt: skip
     """One step: the outputs, and the gradients of what has one."""
     if reason := offer.refuses(shape):
-        pytest.skip(reason)
+        pytest.skip(reason)  # the provider says itself which shapes it does not take
     if reason := judged(name, provider, offer):
         pytest.fail(f"{provider.name}: {reason}", pytrace=False)
     operation = import_module(f"assay.benchmarks.operations.{name}")

@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from assay.audits.families import samples, scattering
 from assay.audits.families._shrink import ORDINARY
 from assay.audits.families.scatter_given import given
+from assay.audits.families.scatter_seen import Reached, Seen, deepstack, inner_gradients, upstream_of, watched
 from assay.audits.terms import Inexpressible, Outputs
 
 MAKERS = {"image": "get_image_features", "video": "get_video_features", "audio": "get_audio_features"}
@@ -65,23 +66,6 @@ class ScatterCall:
     padding: str = "right"
     seed: int = 0
     dtype: str = "float32"
-
-
-class _Reached(Exception):
-    """Raised where the text model is called, to leave the forward with what it was given."""
-
-
-@dataclass
-class Seen:
-    """What a run came by: the embeddings of the ids, and what the text model was called with.
-
-    ``rewritten``: how many rows of the embedding table are others afterwards.
-    """
-
-    text: Tensor | None = None
-    merged: Tensor | None = None
-    given: Mapping[str, Any] = field(default_factory=dict)
-    rewritten: int = 0
 
 
 def implementation(target: Mapping[str, Any]) -> ScatterModel:
@@ -178,8 +162,8 @@ class ScatterModel:
         assert seen.text is not None
         assert seen.merged is not None
         masks = {name: ids == token for name, token in self.ids.items()}
-        upstream = _upstream(seen.merged)
-        inner = _inner_gradients(seen, features)
+        upstream = upstream_of(seen.merged)
+        inner = inner_gradients(seen, features)
         leaves = {"text": seen.text, **{f"feature:{name}": rows for name, rows in features.items()}}
         grads = torch.autograd.grad(seen.merged, list(leaves.values()), upstream, allow_unused=True)
         return {
@@ -191,7 +175,7 @@ class ScatterModel:
                 f"grad:{name}": torch.zeros_like(leaf) if grad is None else grad
                 for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
             },
-            **_deepstack(seen, ids), **inner, "rewritten": torch.tensor(seen.rewritten),
+            **deepstack(seen, ids), **inner, "rewritten": torch.tensor(seen.rewritten),
         }  # fmt: skip
 
     def _ids(self, call: ScatterCall) -> tuple[Tensor, dict[str, list[tuple[int, int, int]]]]:
@@ -271,12 +255,12 @@ class ScatterModel:
             pixels["input_features_mask"] = torch.ones(FRAME, FRAME, dtype=torch.bool)
         if call.training:
             pixels |= {name: self._types(ids) for name in TYPES if name in taken}
-        with self._twins(ids, call), _watched(self.model, ids) as seen, _replaced(self.model, handed):
+        with self._twins(ids, call), watched(self.model, ids) as seen, _replaced(self.model, handed):
             rows = self.table(ids)
             words = {"inputs_embeds": self.model.get_input_embeddings()(ids)} if call.embedded else {"input_ids": ids}
             try:
                 self.model(**words, attention_mask=(ids != PAD).long(), **pixels)
-            except _Reached:
+            except Reached:
                 seen.rewritten = int((self.table(ids) != rows).any(-1).sum())
                 return seen
         raise LookupError("its forward ended without a call of a text model with inputs_embeds")
@@ -338,76 +322,3 @@ def _replaced(model: Any, handed: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for name in handed:
             delattr(model, MAKERS[name])
-
-
-@contextlib.contextmanager
-def _watched(model: Any, ids: Tensor) -> Iterator[Seen]:
-    """Sees what the embedding layer gives, and leaves the forward where the text model is called with embeddings."""
-    seen = Seen()
-
-    def embedded(_module: Any, _args: Any, output: Tensor) -> Tensor:
-        if output.shape[:2] == ids.shape:
-            seen.text = output  # the last one counts: some look ids up twice
-            return output.clone()  # which the forward may write to
-        return output
-
-    def reached(_module: Any, args: Any, kwargs: Mapping[str, Any], *, layer: bool) -> None:
-        merged = kwargs.get("inputs_embeds")
-        if merged is None and layer and seen.text is not None:  # a model that is its own text model
-            merged = kwargs.get("hidden_states", args[0] if args else None)
-        if isinstance(merged, Tensor) and merged.shape[:2] == ids.shape and merged.is_floating_point():
-            seen.merged, seen.given = merged, kwargs
-            raise _Reached
-
-    layer = model.get_input_embeddings()
-    handles = [layer.register_forward_hook(embedded)]
-    layers = {part for module in model.modules() if isinstance(module, torch.nn.ModuleList) for part in module}
-    handles += [
-        part.register_forward_pre_hook(functools.partial(reached, layer=part in layers), with_kwargs=True)
-        for name, part in model.named_modules() if name and part is not layer
-    ]  # fmt: skip
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _upstream(merged: Tensor) -> Tensor:
-    draw = torch.Generator().manual_seed(7919)
-    return (1.5 * torch.randn(merged.shape, generator=draw) + 0.25).to(merged.dtype)
-
-
-def _inner_gradients(seen: Seen, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``grad:deepstack:LAYER:MODALITY`` [N,H], for the rows of ``upstream`` at the places where that layer adds."""
-    given, mask = seen.given.get("deepstack_visual_embeds"), seen.given.get("visual_pos_masks")
-    if given is None or mask is None:
-        return {}
-    assert seen.merged is not None
-    upstream = _upstream(seen.merged)[mask[..., 0] if mask.ndim == 3 else mask]
-    visual = {name: rows for name, rows in features.items() if name != "audio"}
-    found = {}
-    for layer, rows in enumerate(given):
-        asked = rows.requires_grad and rows.shape == upstream.shape
-        grads = (
-            torch.autograd.grad(rows, list(visual.values()), upstream.to(rows), retain_graph=True, allow_unused=True)
-            if asked else [None] * len(visual)
-        )  # fmt: skip
-        for (name, leaf), grad in zip(visual.items(), grads, strict=True):
-            found[f"grad:deepstack:{layer}:{name}"] = torch.zeros_like(leaf) if grad is None else grad
-    return found
-
-
-def _deepstack(seen: Seen, ids: Tensor) -> dict[str, Tensor]:
-    """What each layer is to add, [B,S,H], from the mask and the rows that the text model was given."""
-    given, mask = seen.given.get("deepstack_visual_embeds"), seen.given.get("visual_pos_masks")
-    if given is None or mask is None:
-        return {}
-    assert seen.merged is not None
-    mask = mask[..., 0] if mask.ndim == 3 else mask
-    placed = {}
-    for layer, rows in enumerate(given):
-        out = torch.zeros_like(seen.merged)
-        out[mask] = rows.detach().to(out)
-        placed[f"deepstack:{layer}"] = out.detach()
-    return placed | {"deepstack:mask": mask.expand_as(ids).clone()}

@@ -102,7 +102,7 @@ def _queries_and_keys(
         torch.randn(1, shape.tokens, count, channels, generator=draw, device=device, dtype=dtype).transpose(1, 2)
         for count in (heads, kv_heads)
     ]
-    return tuple(x.contiguous() for x in made) if shape.layout == "dense" else tuple(made)  # type: ignore[return-value]  # there are two
+    return tuple(x.contiguous() for x in made) if shape.layout == "dense" else tuple(made)  # type: ignore[return-value]  # as many as counts of heads: two
 
 
 def _positions(tokens: int) -> Tensor:

@@ -23,7 +23,7 @@ def linear_cross_entropy_exact(hidden: Tensor, head: Tensor, labels: Tensor) -> 
 
     try:
         loss: Tensor = function(hidden, head, labels, impl="cce_exact")
-    except (KeyError, NotImplementedError) as error:
+    except (KeyError, NotImplementedError) as error:  # how releases refuse a name that they do not know
         raise LookupError("this release has no impl='cce_exact'") from error
     return loss
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from assay.audits.components.masked_scatter.dealt import put
 from assay.audits.components.masked_scatter.model import DEFAULT_FAMILY, NAME
 from assay.audits.families.scatter_given import LAYERS
-from assay.audits.families.scatter_run import ScatterCall, ScatterModel, Seen
+from assay.audits.families.scatter_run import ScatterCall, ScatterModel
+from assay.audits.families.scatter_seen import Seen
 from assay.audits.fault import fault, gathered
 from assay.audits.terms import Outputs
 

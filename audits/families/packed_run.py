@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from assay.audits.families.adapt import model_of
 from assay.audits.families.causal import loaded
 from assay.audits.families.loss_run import accepts, embedded, gradient, named, uncached
 from assay.audits.families.run import captured
@@ -80,11 +81,7 @@ class PackedModel:
         self._unpatched: PackedModel | None = None
 
     def _made(self) -> Any:
-        if self._patch:
-            from assay.audits import patches
-
-            return patches.patched_model(self._patch, self._family)
-        return self._family.build(0)
+        return model_of(self._family, self._patch)
 
     def _model(self, call: PackedCall) -> Any:
         place, dtype = placed(call)

@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from assay.audits.families import discovery
 from assay.audits.families._processor import patches_of
 from assay.audits.families._recipe import Recipe
+from assay.audits.families.adapt import model_of
 from assay.audits.families.samples import Image, Video, parse
 from assay.audits.terms import Inexpressible, Outputs
 
@@ -80,12 +81,7 @@ class TowerModel:
         self.models = {"float64": self._made().double()}
 
     def _made(self) -> Any:
-        if self._patch:
-            from assay.audits import patches
-
-            model = patches.patched_model(self._patch, self._family)
-        else:
-            model = self._family.build(0)
+        model = model_of(self._family, self._patch)
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0  # what training mode is to show is not what is drawn
@@ -228,7 +224,7 @@ def _frames(recipe: Recipe, part: Any) -> int:
 
 
 def _processed(recipe: Recipe, call: TowerCall, fill: Callable[[Any, int], Any]) -> Tensor:
-    """Rows of patches [P,C] as the family's processor makes them of pictures; Inexpressible where it takes no such."""
+    """Rows of patches [P,C] as the family's processor makes them of pictures."""
     pictures = [fill(part, number) for number, part in enumerate(call.media)]
     return patches_of(recipe, pictures, video=isinstance(call.media[0], Video))
 

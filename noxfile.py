@@ -188,3 +188,36 @@ def docs(session: nox.Session) -> None:
     session.run("python", "-m", "assay.audits.pages", *session.posargs, env=ONE_THREAD)
     session.run("python", "-m", "assay.benchmarks.pages", env=ONE_THREAD)
     session.run("python", "-m", "assay.audits.matrix", "docs/matrix.md", env=ONE_THREAD)
+
+
+PEERS = tuple(sorted(path.stem.replace("_", "-") for path in Path("audits/peers").glob("[!_]*.py")))
+"""Released packages that have a file there: each is audited in an environment of its own."""
+
+
+@nox.session
+@nox.parametrize("name", PEERS)
+def peer(session: nox.Session, name: str) -> None:
+    """Audit one released package, in an environment made from its lock in ``audits/peers/locks``.
+
+    The report goes to ``docs/field-report/reports/``, from which ``nox -s docs`` writes the field report. Arguments
+    after ``--`` go to ``assay audit`` and nothing is stored. FAIL and UNKNOWN are what is looked for, no failure.
+    """
+    install(session)
+    install_vocabulary(session)
+    home = Path(".nox/peers") / name
+    if not (home / "made").exists():
+        pip = (str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile")
+        session.run("python", "-m", "venv", "--clear", str(home))
+        session.run(*pip, TORCH, external=True)
+        session.run(*pip, "--no-deps", "--requirement", f"audits/peers/locks/{name}.txt", external=True)
+        (home / "made").touch()
+    stored = ("--quiet", "--json", f"docs/field-report/reports/{name}.json")
+    where = ("--peer", name, "--python", str(home / "bin" / "python"))
+    session.run("assay", "audit", *where, *(session.posargs or stored), env=INTERPRETED, success_codes=[0, 1, 3])
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Audit every released package there is a file for; an hour and some 30 GB the first time."""
+    for name in PEERS:
+        session.notify(f"peer(name='{name}')")

@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from assay.audits import registry
+from assay.audits import peer, registry
 from assay.audits.families import discovery
 from assay.audits.terms import Candidate, Form, Operation
 
@@ -32,12 +32,15 @@ class Request:
     families: tuple[str, ...] = ()
     patch: str | None = None
     pipeline: str | None = None
+    peer: str | None = None
 
 
 def plan(request: Request, describe: Describe | None = None) -> tuple[tuple[Operation, Candidate], ...]:
     """The audits that a request asks for, in a fixed order. :class:`UsageError` names what is possible."""
     if request.pipeline:
         return _pipelines(request)
+    if request.peer:
+        return _peer(request)
     operations = _operations(request.targets)
     if request.candidate:
         if request.patch:
@@ -76,6 +79,22 @@ def _pipelines(request: Request) -> tuple[tuple[Operation, Candidate], ...]:
         message = f"--pipeline is judged by {', '.join(judging)}, not by {', '.join(request.targets)}"
         raise UsageError(message)
     return pairs
+
+
+def _peer(request: Request) -> tuple[tuple[Operation, Candidate], ...]:
+    """The callables of a released package, all of them or the one that is named."""
+    others = {"--form": request.form, "--patch": request.patch, "--family": request.families}
+    if also := [name for name, value in others.items() if value]:
+        message = f"--peer knows how its callables are called: it goes without {', '.join(also)}"
+        raise UsageError(message)
+    found = peer.peer(str(request.peer))
+    pairs = tuple((op, item) for op in _operations(request.targets) for item in peer.candidates(found, op.name))
+    named = tuple((op, item) for op, item in pairs if request.candidate in (None, item.name))
+    if not named:
+        have = ", ".join(sorted({item.name for _, item in pairs})) or "nothing of these operations"
+        message = f"--candidate: {request.peer} has no {request.candidate or 'callable'} here; it has: {have}"
+        raise UsageError(message)
+    return named
 
 
 def _operations(targets: tuple[str, ...]) -> tuple[Operation, ...]:

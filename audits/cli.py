@@ -56,6 +56,13 @@ PipelineRef = Annotated[
     str | None,
     typer.Option("--pipeline", metavar="PKG.MOD:MAKE", help="The function that makes the training pipeline to audit."),
 ]
+PeerName = Annotated[
+    str | None,
+    typer.Option("--peer", metavar="NAME", help="The released package whose callables to audit; --python says where."),
+]
+Python = Annotated[
+    str, typer.Option(metavar="FILE", help="The Python of another environment, in which candidates are imported.")
+]
 FormName = Annotated[
     str | None, typer.Option(metavar="NAME", help="How the candidate is called, where its signature leaves a doubt.")
 ]
@@ -82,6 +89,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     family: Family = None,
     patch: Patch = None,
     pipeline: PipelineRef = None,
+    peer: PeerName = None,
     law: LawName = None,
     case: CaseName = None,
     seed: Seed = 0,
@@ -89,6 +97,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     device: Device = "cpu",
     dtype: Dtype = None,
     time_limit: Limit = 20.0,
+    python: Python = "",
     waivers: Waivers = None,
     json: Output = None,  # noqa: ARG001 - read by name below
     junit: Output = None,  # noqa: ARG001 - read by name below
@@ -103,7 +112,8 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     from assay.audits.server import Server
 
     named = bool(pipeline) or ":" in (candidate or "").removeprefix("fault:")
-    server = Server() if named else None  # it comes up while this process imports torch: somebody waits for a verdict
+    here = named and not python and not peer
+    server = Server() if here else None  # it comes up while this process imports torch: somebody waits for a verdict
 
     from assay.audits import session
     from assay.audits.choose import Request
@@ -112,15 +122,18 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     paths = {name: path for name in OUTPUTS if (path := ctx.params[name]) is not None}
     session.check_outputs(paths)
     excuses = session.excuses(waivers)
+    if python:
+        session.check_python(python)
     if candidate or patch or pipeline:
         _import_from_here()
     request = Request(
         targets=tuple(targets or ()), candidate=candidate, form=form, families=tuple(family or ()), patch=patch,
-        pipeline=pipeline,
+        pipeline=pipeline, peer=peer,
     )  # fmt: skip
     options = Options(
         laws=tuple(law or ()), cases=tuple(case or ()), seed=seed, examples=examples,
         device=device, dtypes=tuple(dtype or ()), time_limit=time_limit,
+        python=python,
     )  # fmt: skip
     with _progress(quiet=quiet) as progress:
         found = session.conduct(request, options, progress, server)

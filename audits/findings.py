@@ -77,15 +77,17 @@ def repro(operation: Operation, candidate: Candidate, broke: Broke, options: Opt
     """One command that runs this law on this case again."""
     target = candidate.target
     own_name = target.get("pipeline") != candidate.name
+    by_family = "family" in target and "peer" not in target
     words = ["assay", "audit", operation.name]
     if not own_name:
         words += ["--pipeline", candidate.name]
-    if "family" in target:
+    if by_family:
         words += ["--family", str(target["family"])]
-    if target.get("patch"):
+    if target.get("patch") and by_family:
         words += ["--patch", str(target["patch"])]
-    if "family" not in target and own_name:
+    if not by_family and own_name:
         name = candidate.name.removesuffix(f"@{candidate.judged_as}")
+        words += ["--peer", str(target["peer"])] if "peer" in target else []
         words += ["--candidate", str(target["ref"]) if target.get("public") else name]
         words += ["--form", candidate.form] if target.get("public") and candidate.form else []
         words += ["--family", candidate.judged_as] if candidate.judged_as else []
@@ -94,6 +96,7 @@ def repro(operation: Operation, candidate: Candidate, broke: Broke, options: Opt
         words += ["--case", broke.case] if broke.case else []
         words += ["--dtype", broke.dtype]
     words += ["--seed", str(options.seed)]
+    words += ["--python", options.python] if options.python else []
     words += ["--examples", str(options.examples)] if not broke.alone and options.examples != DEFAULT.examples else []
     words += ["--device", options.device] if options.device != DEFAULT.device else []
     words += ["--time-limit", f"{options.time_limit:g}"] if options.time_limit != DEFAULT.time_limit else []

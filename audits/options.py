@@ -10,7 +10,8 @@ class Options:
     """How much to audit. Amounts may differ between a laptop and CI; limits never do.
 
     ``brief``: relations are asked in the first dtype, on some cases. All cases are compared with the reference in the
-    first dtype, some in the others.
+    first dtype, some in the others. ``python``: the interpreter of another environment, whose packages foreign
+    candidates are to be imported from; this one if empty.
     """
 
     laws: tuple[str, ...] = ()
@@ -21,6 +22,7 @@ class Options:
     dtypes: tuple[str, ...] = ()
     time_limit: float = 20.0
     brief: bool = False
+    python: str = ""
 
     @property
     def filtered(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from queue import SimpleQueue
@@ -10,7 +11,7 @@ from typing import Self
 
 import torch
 
-from assay.audits.server import Server, parameters
+from assay.audits.server import Server, ask, parameters
 
 SIZE = 3
 """Workers side by side: one more than the cores of a small machine, since a worker waits while its answer is judged."""
@@ -19,8 +20,14 @@ SIZE = 3
 class Pool:
     """Up to :data:`SIZE` servers."""
 
-    def __init__(self, server: Server | None = None) -> None:
-        """An empty pool, or one with a server that is coming up already."""
+    def __init__(
+        self, server: Server | None = None, python: str = "", variables: Mapping[str, str] | None = None
+    ) -> None:
+        """An empty pool, or one with a server that is coming up already.
+
+        ``python`` is that of the servers, ``variables`` what their environment has besides.
+        """
+        self._python, self._variables = python or sys.executable, variables or {}
         self._servers: list[Server] = []
         self._stack = ExitStack()
         if server is not None:
@@ -29,7 +36,7 @@ class Pool:
     def start(self, count: int = 1) -> list[Server]:
         """The first ``count`` servers; those not yet there are started and come up in the background."""
         while len(self._servers) < count:
-            self._keep(Server())
+            self._keep(Server(self._python, variables=self._variables))
         return self._servers[:count]
 
     def _keep(self, server: Server) -> None:
@@ -39,6 +46,10 @@ class Pool:
     def describe(self, ref: str) -> tuple[str, ...] | None:
         """Parameter names of ``package.module:function``, read in a worker. ValueError when it cannot be imported."""
         return parameters(self.start()[0], ref)
+
+    def environment(self) -> Mapping[str, str]:
+        """The versions where the servers run. RuntimeError when they do not come up."""
+        return {str(name): str(value) for name, value in ask(self.start()[0], {"op": "environment"}).items()}
 
     def each(self, places: Sequence[int], do: Callable[[int, Server], None], preload: tuple[str, ...] = ()) -> None:
         """``do(place, server)`` for each place, side by side; the first error in the order of places is raised."""

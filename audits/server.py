@@ -14,11 +14,13 @@ import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import assay
 from assay.audits import registry
 from assay.audits.terms import MAX_TEXT
 
@@ -44,13 +46,18 @@ class Server:
     died (a candidate may kill its parent) is started again for the next candidate.
     """
 
-    def __init__(self, python: str = sys.executable, preload: tuple[str, ...] = (), memory: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self, python: str = sys.executable, preload: tuple[str, ...] = (), memory: int = MEMORY_BYTES,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         """Start the process, with modules that its children need not import again.
 
-        ``memory`` is what a child may allocate, in bytes.
+        ``python`` may be that of another environment, which needs torch, numpy, pydantic and safetensors, and no assay:
+        it is given this one. ``memory`` is what a child may allocate, in bytes. ``variables`` are further ones of the
+        environment.
         """
         rooms = (f"assay.audits.components.{name}.operations" for name in registry.component_names())
-        self._python, self._memory = python, memory
+        self._python, self._memory, self._variables = python, memory, dict(variables or {})
         self._preload = ("assay.audits.resolve", *rooms, *preload)
         self._folder = tempfile.mkdtemp(prefix="assay-")
         self._clean = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -58,6 +65,7 @@ class Server:
 
     def _start(self) -> None:
         path = str(Path(self._folder) / f"control-{os.urandom(6).hex()}")
+        environment = {**_environment(), **self._elsewhere(), **self._variables}
         self._control: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
@@ -65,9 +73,19 @@ class Server:
         with (Path(self._folder) / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 [self._python, "-P", "-m", "assay.audits.worker", path, *self._preload],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
         self._stop = weakref.finalize(self, _stop, self._process)
+
+    def _elsewhere(self) -> dict[str, str]:
+        """What another interpreter finds this package by: a folder with a link to it, and nothing beside it."""
+        if self._python == sys.executable:
+            return {}
+        folder = Path(self._folder) / "path"
+        if not folder.is_dir():
+            folder.mkdir()
+            (folder / "assay").symlink_to(Path(assay.__file__).parent.absolute())
+        return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))}
 
     def _ready(self) -> socket.socket:
         """The connection to the process. RuntimeError with its output when it does not come up."""
@@ -184,23 +202,34 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def parameters(server: Server, ref: str) -> tuple[str, ...] | None:
-    """Parameter names of ``package.module:function``, None where it has no signature. ValueError: no such function."""
+def ask(server: Server, request: Mapping[str, Any]) -> Any:
+    """What a fresh child answers to one request.
+
+    TimeoutError, EOFError, OSError or ``wire.Garbled`` where it does not.
+    """
     from assay.audits import wire
 
     child = server.fork(limit_memory=True)
     try:
         child.connection.settimeout(START_SECONDS)
-        wire.send(child.connection, {"op": "describe", "ref": ref})
-        answer = wire.receive(child.connection, START_SECONDS)
+        wire.send(child.connection, request)
+        return wire.receive(child.connection, START_SECONDS)
+    finally:
+        server.reap(child)
+
+
+def parameters(server: Server, ref: str) -> tuple[str, ...] | None:
+    """Parameter names of ``package.module:function``, None where it has no signature. ValueError: no such function."""
+    from assay.audits import wire
+
+    try:
+        answer = ask(server, {"op": "describe", "ref": ref})
     except TimeoutError as error:
         message = f"importing {ref} did not end within {START_SECONDS:g} s"
         raise ValueError(message) from error
     except (EOFError, OSError, wire.Garbled) as error:
         message = f"importing {ref} ended the process"
         raise ValueError(message) from error
-    finally:
-        server.reap(child)
     if "raised" in answer:
         raise ValueError(answer["raised"])
     return None if answer["parameters"] is None else tuple(answer["parameters"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 from collections.abc import Callable, Iterator, Mapping, Sized
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import assay
-from assay.audits import cases, manual, registry, waive, waivers
+from assay.audits import cases, manual, peer, registry, waive, waivers
 from assay.audits.choose import Describe, Request, UsageError, plan
 from assay.audits.pool import Pool
 from assay.audits.render import html, junit, markdown, sarif, schema
@@ -42,12 +43,25 @@ def conduct(request: Request, options: Options, progress: Progress = _quiet, ser
 
     ``server`` is a worker that was started before; it is used first, and stopped at the end.
     """
-    with Pool(server) as pool:
+    released = peer.peer(request.peer) if request.peer in peer.names() else None
+    with Pool(server, options.python, released.variables if released else None) as pool:
         work = planned(request, options, pool.describe)
-        report = merge(_audits(work, pool, progress))
+        elsewhere = _elsewhere(pool) if options.python else {}
+        report = merge(_audits(work, pool, progress, released.preload if released else ()))
     _refuse_misfit(report)
-    narrowed = bool(request.targets or request.candidate or request.families or request.patch or request.pipeline)
+    report = replace(report, environment={**report.environment, **elsewhere})
+    asked = (request.targets, request.candidate, request.families, request.patch, request.pipeline, request.peer)
+    narrowed = any(asked)
     return replace(report, request=_asked(request, options), filtered=report.filtered or narrowed)
+
+
+def _elsewhere(pool: Pool) -> Mapping[str, str]:
+    """The versions of the candidates' environment. BadUsage when no worker runs in it."""
+    try:
+        return pool.environment()
+    except (RuntimeError, OSError, EOFError) as error:
+        message = f"--python: {error}"
+        raise BadUsage(message) from error
 
 
 def _refuse_misfit(report: Report) -> None:
@@ -58,7 +72,7 @@ def _refuse_misfit(report: Report) -> None:
             raise BadUsage(item.message.removeprefix(told).partition(' File "')[0])
 
 
-def _audits(work: list[Work], pool: Pool, progress: Progress) -> list[Report]:
+def _audits(work: list[Work], pool: Pool, progress: Progress, preload: tuple[str, ...]) -> list[Report]:
     """The reports in the order of the work. Foreign candidates are judged side by side, ours one after another.
 
     Ours runs in a process of judges, whose settings a fault may change: in this one where there is nothing else, in one
@@ -80,7 +94,7 @@ def _audits(work: list[Work], pool: Pool, progress: Progress) -> list[Report]:
     else:
         modelled = any({"family", "pipeline"} & set(work[place][1].target) for place in foreign)
         with _beside([work[place] for place in ours]) as judged:
-            pool.each(foreign, one, MODELS if modelled else ())
+            pool.each(foreign, one, (*(MODELS if modelled else ()), *preload))
             reports |= zip(ours, judged(), strict=True)
     return [reports[place] for place in range(len(work))]
 
@@ -219,6 +233,13 @@ def excuses(path: Path | None) -> tuple[Waiver, ...]:
 def excused(report: Report, accepted: tuple[Waiver, ...]) -> Report:
     """The report after its waivers, as of today."""
     return waive.apply(report, accepted, today())
+
+
+def check_python(path: str) -> None:
+    """BadUsage, before any work is done, for an interpreter that is not there."""
+    if not (Path(path).is_file() and os.access(path, os.X_OK)):
+        message = f"--python: {path} is no program"
+        raise BadUsage(message)
 
 
 def check_outputs(paths: Mapping[str, Path]) -> None:

@@ -167,6 +167,9 @@ def _answer(connection: socket.socket, paths: list[str], output: BinaryIO) -> No
         if request["op"] == "describe":
             wire.send(connection, _described(request["ref"]))
             continue
+        if request["op"] == "environment":
+            wire.send(connection, _environment())
+            continue
         if request["op"] == "load":
             outcome, implementation = _load(request["target"], request["form"])
         else:
@@ -216,6 +219,12 @@ def _load(target: dict[str, Any], form: str) -> tuple[Outcome, Implementation | 
         kind = "exit" if isinstance(error, SystemExit) else type(error).__name__
         trace = legible("".join(traceback.format_exception(error)))[-MAX_TEXT:]
         return Outcome(raised=Raised(kind, said(error), trace)), None
+
+
+def _environment() -> dict[str, str]:
+    from assay.audits.environment import environment
+
+    return dict(environment("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _described(ref: str) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
 from assay.audits.components.label_mask import processors, vocabularies
 from assay.audits.fields import Count, Size, one_of
+from assay.audits.strategies import st
 from assay.audits.terms import Form, Inexpressible, Operation, Outputs, Relations
 from assay.reference import label_batch
 from assay.reference.label_mask import IGNORE

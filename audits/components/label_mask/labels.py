@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
 from assay.audits.components.label_mask import conversations, label_forms, processors, templates, vocabularies
 from assay.audits.components.label_mask.conversations import Conversations, Turn
 from assay.audits.fields import Count, one_of
+from assay.audits.strategies import st
 from assay.audits.terms import Operation, Outputs, Relations
 from assay.reference import label_mask
 

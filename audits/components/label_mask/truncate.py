@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from hypothesis import strategies as st
 from pydantic import AfterValidator
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
 from assay.audits.components.label_mask import label_forms
 from assay.audits.fields import Count, Size, one_of
+from assay.audits.strategies import st
 from assay.audits.terms import Exact, Form, Operation, Outputs
 from assay.reference import label_truncation
 from assay.reference.label_mask import IGNORE

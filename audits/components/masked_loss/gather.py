@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
 from assay.audits.components.masked_loss import tokens
 from assay.audits.fields import Count, Size
 from assay.audits.laws.limits import row_reach
+from assay.audits.strategies import st
 from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_function, of_reference
 from assay.audits.components.masked_loss import cross_entropy, tokens
 from assay.audits.fields import Positive, Size
+from assay.audits.strategies import st
 from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 

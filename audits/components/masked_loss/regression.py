@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_function, of_reference
 from assay.audits.components.masked_loss import tokens
 from assay.audits.fields import Amount, Count, Positive, Size, one_of
 from assay.audits.laws.limits import row_reach
+from assay.audits.strategies import st
 from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import masked_loss
 

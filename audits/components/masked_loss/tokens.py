@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from hypothesis import strategies as st
 from pydantic import Field
 from torch import Tensor
 
 from assay.audits.fields import Amount, Count, Positive, Size, one_of
+from assay.audits.strategies import st
 from assay.audits.terms import Outputs
 from assay.reference import masked_loss
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from hypothesis import strategies as st
 from pydantic import AfterValidator
 from torch import Tensor
 
 from assay.audits.fields import Count, Size, one_of
 from assay.audits.laws.limits import row_reach
+from assay.audits.strategies import st
 from assay.audits.terms import Inexpressible, Outputs
 
 MODALITIES = ("image", "video", "audio")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from hypothesis import strategies as st
-
 from assay.audits.families import samples
 from assay.audits.fields import Amount, Count, Samples, one_of
+from assay.audits.strategies import st
 from assay.reference.mrope_rules import RULES
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_family, of_function, of_reference
 from assay.audits.fields import Count, Positive, Size, one_of
 from assay.audits.laws.limits import row_reach
+from assay.audits.strategies import st
 from assay.audits.terms import Candidate, Family, Form, Numeric, Operation, Outputs
 from assay.reference import mrope
 from assay.reference.mrope_families import TEXT_ROTARIES

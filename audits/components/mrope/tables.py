@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_function, of_reference
 from assay.audits.components.mrope import rotate
+from assay.audits.strategies import st
 from assay.audits.terms import Form, Numeric, Operation, Outputs
 from assay.reference import mrope
 

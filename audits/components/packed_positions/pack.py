@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_function, of_reference
@@ -18,6 +17,7 @@ from assay.audits.components.mrope import stream
 from assay.audits.components.packed_positions import collated
 from assay.audits.families import samples
 from assay.audits.fields import Count, Samples, Size, one_of
+from assay.audits.strategies import st
 from assay.audits.terms import Candidate, Exact, Form, Operation, Outputs
 from assay.reference import packed_positions
 from assay.reference.mrope_rules import RULES, PositionRule

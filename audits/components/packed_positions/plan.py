@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
 from assay.audits.fields import Count, Size, one_of
+from assay.audits.strategies import st
 from assay.audits.terms import Form, Operation, Outputs, Relations
 from assay.reference import packed_positions
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.fields import Size, one_of
+from assay.audits.strategies import st
 from assay.audits.terms import Operation
 
 SIDES = ("right", "left")

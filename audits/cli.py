@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,8 +16,10 @@ from assay.audits.terms import Verdict
 from assay.audits.usage import BadUsage
 
 if TYPE_CHECKING:
+    from assay.audits.choose import Request
+    from assay.audits.options import Options
     from assay.audits.session import Progress
-    from assay.audits.terms import Report
+    from assay.audits.terms import Report, Waiver
 
 EXIT = {Verdict.PASS: 0, Verdict.WAIVED: 0, Verdict.FAIL: 1, Verdict.UNKNOWN: 3}
 """Exit status by verdict. 2 is bad usage or configuration; the command's own crash is 3."""
@@ -63,6 +66,10 @@ PeerName = Annotated[
 Python = Annotated[
     str, typer.Option(metavar="FILE", help="The Python of another environment, in which candidates are imported.")
 ]
+Against = Annotated[
+    Path | None,
+    typer.Option(metavar="PYTHON|FILE", help="Compare with the same audit in another environment, or with a report."),
+]
 FormName = Annotated[
     str | None, typer.Option(metavar="NAME", help="How the candidate is called, where its signature leaves a doubt.")
 ]
@@ -98,6 +105,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     dtype: Dtype = None,
     time_limit: Limit = 20.0,
     python: Python = "",
+    against: Against = None,
     waivers: Waivers = None,
     json: Output = None,  # noqa: ARG001 - read by name below
     junit: Output = None,  # noqa: ARG001 - read by name below
@@ -122,8 +130,8 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     paths = {name: path for name in OUTPUTS if (path := ctx.params[name]) is not None}
     session.check_outputs(paths)
     excuses = session.excuses(waivers)
-    if python:
-        session.check_python(python)
+    session.check_python(python, "--python")
+    session.check_python(against, "--against")
     if candidate or patch or pipeline:
         _import_from_here()
     request = Request(
@@ -140,6 +148,8 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     report = session.excused(found, excuses)
     session.write(report, paths)
     _tell(report, quiet=quiet, annotations=annotations)
+    if against is not None:
+        _compare(report, against, request, options, excuses)
     raise typer.Exit(EXIT[report.verdict])
 
 
@@ -240,6 +250,20 @@ def _load(path: Path) -> Report:
     except (OSError, UnicodeDecodeError) as error:
         message = f"{path}: cannot be read: {error}"
         raise BadUsage(message) from error
+
+
+def _compare(report: Report, other: Path, request: Request, options: Options, excuses: tuple[Waiver, ...]) -> None:
+    """Say what is otherwise here than there: in the environment of a Python, or in a report."""
+    from assay.audits import against, session
+    from assay.audits.render import against as render
+
+    if other.suffix == ".json":
+        typer.echo(render.render(against.compare(_load(other), report)), nl=False)
+        return
+    there = replace(options, python=str(other))
+    base = session.excused(session.conduct(request, there), excuses)
+    values = against.observed(request, there), against.observed(request, options)
+    typer.echo(render.render(against.compare(base, report, *values)), nl=False)
 
 
 def _import_from_here() -> None:

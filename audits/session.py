@@ -129,6 +129,8 @@ def planned(request: Request, options: Options, describe: Describe | None = None
         message = str(error)
         raise BadUsage(message) from error
     operations = {operation.name: operation for operation, _ in pairs}
+    if options.python:
+        pairs = tuple((operation, _elsewhere_too(candidate)) for operation, candidate in pairs)
     fits = {name: _fit(operation, options) for name, operation in operations.items()}
     _refuse_unused(operations, fits, options)
     work = [
@@ -138,6 +140,11 @@ def planned(request: Request, options: Options, describe: Describe | None = None
     ]
     _refuse_unbuilt(work)
     return work
+
+
+def _elsewhere_too(candidate: Candidate) -> Candidate:
+    """What transformers does, which is another thing in another environment; the reference is this one's everywhere."""
+    return replace(candidate, trusted=candidate.trusted and candidate.origin != "transformers")
 
 
 def _fit(operation: Operation, options: Options) -> Options | None:
@@ -235,10 +242,11 @@ def excused(report: Report, accepted: tuple[Waiver, ...]) -> Report:
     return waive.apply(report, accepted, today())
 
 
-def check_python(path: str) -> None:
-    """BadUsage, before any work is done, for an interpreter that is not there."""
-    if not (Path(path).is_file() and os.access(path, os.X_OK)):
-        message = f"--python: {path} is no program"
+def check_python(path: Path | str | None, option: str) -> None:
+    """BadUsage, before any work is done, for an interpreter that is not there. A report is looked at later."""
+    told = path and not str(path).endswith(".json")
+    if told and not (Path(str(path)).is_file() and os.access(str(path), os.X_OK)):
+        message = f"{option}: {path} is no Python"
         raise BadUsage(message)
 
 

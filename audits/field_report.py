@@ -1,0 +1,164 @@
+"""The field report: what the audits say of released packages, from stored reports and from what was proven of them.
+
+``docs/field-report/reports/`` holds one report for each package, as ``nox -s peers`` stores them. What of it is a bug
+is said by hand, in ``docs/field-report/findings/PACKAGE.toml``: each entry has a script beside it that shows the bug
+with nothing but the package and torch. ``python -m assay.audits.field_report`` writes ``docs/field-report.md``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from assay.audits.render import schema
+from assay.audits.terms import Report, Verdict
+
+FOLDER = Path("docs/field-report")
+PAGE = FOLDER.with_suffix(".md")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proven:
+    """One bug of a release. All fields are text; ``known`` is the address of a thread, or empty where none was found."""
+
+    id: str
+    package: str
+    version: str
+    operation: str
+    rules: tuple[str, ...]
+    candidate: str
+    what: str
+    numbers: str
+    second: str
+    refuted: str
+    known: str
+    searched: str
+    matters: str
+
+    @property
+    def script(self) -> str:
+        """The name of the script that shows it."""
+        return f"{self.package}-{self.id}.py"
+
+
+def proven(folder: Path = FOLDER) -> tuple[Proven, ...]:
+    """Every entry, package by package. ValueError names the file, the entry and the key that is missing or unknown."""
+    found = []
+    for path in sorted((folder / "findings").glob("*.toml")):
+        for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("finding", []):
+            known = {field.name for field in fields(Proven)}
+            if odd := known ^ set(entry):
+                message = f"{path.name}: {entry.get('id', 'an entry without id')}: missing or unknown: {sorted(odd)}"
+                raise ValueError(message)
+            found.append(Proven(**{**entry, "rules": tuple(entry["rules"])}))
+    return tuple(found)
+
+
+def reports(folder: Path = FOLDER) -> dict[str, Report]:
+    """The stored report of each package, by name."""
+    paths = sorted((folder / "reports").glob("*.json"))
+    return {path.stem: schema.load(path.read_text(encoding="utf-8"), path.name) for path in paths}
+
+
+def page(found: Sequence[Proven], audited: dict[str, Report]) -> str:
+    """The report as Markdown."""
+    return "\n".join([*_introduction(found, audited), *_summary(found), *_verdicts(audited), *_details(found)]) + "\n"
+
+
+INTRODUCTION = """# Field report
+
+<!-- Written by `nox -s docs` from docs/field-report/. -->
+
+Released packages under the laws of this project: {packages}, each in an environment of its own that is made from a
+lock in `audits/peers/locks`. {proven} bugs are proven; of {unreported} of them we found no report.
+
+A broken law is not yet a bug. What is listed here is shown by a script of its own with only the package and torch, and
+what the package itself takes; agrees with a second, independent way of knowing what is right; and stood when somebody
+tried to refute it. What a package documents as its way is not listed. Models are tiny and random, processors and
+tokenizers are built offline, all numbers are those of a CPU. All of it again: `nox -s peers`.
+"""
+
+
+def _introduction(found: Sequence[Proven], audited: dict[str, Report]) -> Iterator[str]:
+    unreported = sum(1 for item in found if not item.known)
+    yield INTRODUCTION.format(packages=", ".join(audited) or "none", proven=len(found), unreported=unreported)
+
+
+def _summary(found: Sequence[Proven]) -> Iterator[str]:
+    yield from ("## What was found", "", "| package | version | | known | |", "|---|---|---|---|---|")
+    for item in found:
+        known = f"[thread]({item.known})" if item.known else "not found"
+        yield f"| {item.package} | {item.version} | {_line(item.what)} | {known} | [more](#{item.package}-{item.id}) |"
+    yield ""
+
+
+def _verdicts(audited: dict[str, Report]) -> Iterator[str]:
+    yield from ("## Verdicts", "")
+    yield "FAIL: a law is broken, which may be a documented choice of the package. UNKNOWN: it could not be run here."
+    for name, report in audited.items():
+        yield from ("", f"### {name}", "", _versions(report), "", "| operation | callable | verdict | laws broken |")
+        yield "|---|---|---|---|"
+        yield from _rows(report)
+    yield ""
+
+
+def _versions(report: Report) -> str:
+    left_out = ("device", "system", "judge", "vlm-assay", "hypothesis")
+    return ", ".join(f"{name} {version}" for name, version in report.environment.items() if name not in left_out)
+
+
+def _rows(report: Report) -> Iterator[str]:
+    worst: dict[tuple[str, str], Verdict] = {}
+    broken: dict[tuple[str, str], dict[str, None]] = {}
+    why: dict[tuple[str, str], str] = {}
+    for check in report.checks:
+        key = (check.rule.rpartition(".")[0], check.candidate)
+        worst[key] = max(worst.get(key, Verdict.PASS), check.verdict)
+    for finding in report.findings:
+        key = (finding.operation, finding.candidate)
+        worst[key] = max(worst.get(key, Verdict.PASS), finding.verdict)
+        if finding.verdict == Verdict.FAIL:
+            broken.setdefault(key, {})[finding.rule.rpartition(".")[2]] = None
+        elif finding.rule.endswith(".unloadable"):
+            why[key] = finding.message.partition(" File ")[0].removeprefix("RuntimeError: ")
+    for operation, candidate in sorted(worst):
+        key = (operation, candidate)
+        told = ", ".join(f"`{law}`" for law in broken.get(key, {})) or _line(why.get(key, ""))
+        yield f"| `{operation}` | {candidate} | {worst[key].name} | {told} |"
+
+
+def _details(found: Sequence[Proven]) -> Iterator[str]:
+    yield from ("## Each of them", "")
+    for item in found:
+        rules = ", ".join(f"`{rule}`" for rule in item.rules)
+        yield from (f"### {item.package} {item.id}", "", item.what, "")
+        yield f"* **measured**: {item.numbers}"
+        yield f"* **agrees**: {item.second}"
+        yield f"* **tried against it**: {item.refuted}"
+        yield f"* **matters**: {item.matters}"
+        yield f"* **known**: {item.known or 'no thread was found that reports it; searched for: ' + item.searched}"
+        yield f"* **shown by**: `python docs/field-report/{item.script}` in an environment with {item.package}"
+        yield f"* **broken**: {rules}; `{_command(item)}`"
+        yield ""
+
+
+def _command(item: Proven) -> str:
+    if item.package != "transformers":
+        return f"nox -s \"peer(name='{item.package}')\" -- {item.operation} --candidate {item.candidate}"
+    by_name = item.operation.partition(".")[0] in {"pipeline", "label_mask"}
+    return f"nox -s audit -- {item.operation} --{'candidate' if by_name else 'family'} {item.candidate}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(proven(), reports()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

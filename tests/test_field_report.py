@@ -1,0 +1,45 @@
+"""The field report is what the stored reports and entries say; each entry has its script."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from assay.audits import field_report
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / field_report.FOLDER
+
+
+def test_the_page_is_up_to_date() -> None:
+    page = field_report.page(field_report.proven(FOLDER), field_report.reports(FOLDER))
+    assert (ROOT / field_report.PAGE).read_text() == page, "run nox -s docs"
+
+
+def test_every_entry_has_its_script_and_every_script_its_entry() -> None:
+    entries = [item.script for item in field_report.proven(FOLDER)]
+    assert sorted(entries) == sorted(path.name for path in FOLDER.glob("*.py"))
+
+
+def test_scripts_import_nothing_of_ours() -> None:
+    for path in FOLDER.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert not any(name.split(".")[0] == "assay" for name in names), path.name
+
+
+def test_no_machine_path_is_stored() -> None:
+    for path in FOLDER.rglob("*.json"):
+        text = path.read_text()
+        assert "/tmp/" not in text, path.name
+        assert "/home/" not in text, path.name
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    (tmp_path / "findings").mkdir()
+    (tmp_path / "findings" / "x.toml").write_text('[[finding]]\nid = "a"\n')
+    with pytest.raises(ValueError, match=r"x\.toml: a: missing or unknown: \['candidate'"):
+        field_report.proven(tmp_path)

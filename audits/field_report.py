@@ -21,7 +21,7 @@ PAGE = FOLDER.with_suffix(".md")
 
 @dataclass(frozen=True, kw_only=True)
 class Proven:
-    """One bug of a release. All fields are text; ``known`` is the address of a thread, or empty where none was found."""
+    """One bug of a release, in text. ``known`` is the address of a thread, empty where none was found."""
 
     id: str
     package: str

@@ -135,7 +135,7 @@ def _spans(row: Sequence[tuple[int, str, bool]]) -> Iterator[tuple[str, bool]]:
         parts = []
         for text, same in groupby(item[1] for item in run):
             count = sum(1 for _ in same)
-            parts.append(f"{text}×{count}" if count > 1 and text.startswith("<|") else text * count)
+            parts.append(f"{text} x {count}" if count > 1 and text.startswith("<|") else text * count)
         yield "".join(parts), trained
 
 

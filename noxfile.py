@@ -187,6 +187,7 @@ def docs(session: nox.Session) -> None:
     install_vocabulary(session)
     session.run("python", "-m", "assay.audits.pages", *session.posargs, env=ONE_THREAD)
     session.run("python", "-m", "assay.benchmarks.pages", env=ONE_THREAD)
+    session.run("python", "-m", "assay.audits.field_report", env=ONE_THREAD)
     session.run("python", "-m", "assay.audits.matrix", "docs/matrix.md", env=ONE_THREAD)
 
 
@@ -200,19 +201,12 @@ def peer(session: nox.Session, name: str) -> None:
     """Audit one released package, in an environment made from its lock in ``audits/peers/locks``.
 
     The report goes to ``docs/field-report/reports/``, from which ``nox -s docs`` writes the field report. Arguments
-    after ``--`` go to ``assay audit`` and nothing is stored. FAIL and UNKNOWN are what is looked for, no failure.
+    after ``--`` go to ``assay audit``, and then nothing is stored. A FAIL or UNKNOWN is no failure of the session.
     """
     install(session)
     install_vocabulary(session)
-    home = Path(".nox/peers") / name
-    if not (home / "made").exists():
-        pip = (str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile")
-        session.run("python", "-m", "venv", "--clear", str(home))
-        session.run(*pip, TORCH, external=True)
-        session.run(*pip, "--no-deps", "--requirement", f"audits/peers/locks/{name}.txt", external=True)
-        (home / "made").touch()
     stored = ("--quiet", "--json", f"docs/field-report/reports/{name}.json")
-    where = ("--peer", name, "--python", str(home / "bin" / "python"))
+    where = ("--peer", name, "--python", _peer(session, name), "--time-limit", "120")
     session.run("assay", "audit", *where, *(session.posargs or stored), env=INTERPRETED, success_codes=[0, 1, 3])
 
 
@@ -221,3 +215,47 @@ def peers(session: nox.Session) -> None:
     """Audit every released package there is a file for; an hour and some 30 GB the first time."""
     for name in PEERS:
         session.notify(f"peer(name='{name}')")
+
+
+@nox.session
+def trained_on(session: nox.Session) -> None:
+    """Ask the trainers named after ``--`` (all that tell, unless told) what they train on, into ``docs/``."""
+    install(session)
+    tell = [name for name in PEERS if "def trains_on(" in _text(name)]
+    asked = [f"{name}={_peer(session, name)}" for name in session.posargs or tell]
+    session.run("python", "-m", "assay.audits.trained_on", *asked, env=INTERPRETED)
+
+
+@nox.session
+def upgrade(session: nox.Session) -> None:
+    """Ask the models of several releases of transformers the same, and write what changed, into ``docs/``."""
+    constraints = str(_without_transformers(session))
+    install(session)
+    install_vocabulary(session)
+    more = ("accelerate", "numpy", "pillow", "pydantic", "safetensors", "triton")
+    asked = []
+    for release in RELEASES:
+        home = Path(".nox/releases") / release
+        _environment(session, home, "--constraint", constraints, f"transformers=={release}", *more)
+        asked.append(f"{release}={home / 'bin' / 'python'}")
+    session.run("python", "-m", "assay.audits.upgrade", *asked, env=INTERPRETED)
+
+
+def _text(name: str) -> str:
+    return Path(f"audits/peers/{name.replace('-', '_')}.py").read_text()
+
+
+def _peer(session: nox.Session, name: str) -> str:
+    """The Python of a peer's environment, which is made where it is not there."""
+    home = Path(".nox/peers") / name
+    _environment(session, home, "--no-deps", "--requirement", f"audits/peers/locks/{name}.txt")
+    return str(home / "bin" / "python")
+
+
+def _environment(session: nox.Session, home: Path, *wanted: str) -> None:
+    if not (home / "made").exists():
+        pip = (str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile")
+        session.run("python", "-m", "venv", "--clear", str(home))
+        session.run(*pip, TORCH, external=True)
+        session.run(*pip, *wanted, external=True)
+        (home / "made").touch()

@@ -24,8 +24,8 @@ class Peer:
     """One release of one package.
 
     ``requirements`` are what ``peers/locks/NAME.txt`` is resolved from. ``variables`` are environment variables that it
-    needs to be imported on a CPU. ``preload`` are modules that take long to import. ``candidates`` are made when they
-    are asked for.
+    needs to be imported on a CPU. ``preload`` are its modules that candidates import: where they are not, all are
+    UNKNOWN. ``candidates`` are made when they are asked for.
     """
 
     name: str
@@ -55,7 +55,8 @@ def peer(name: str) -> Peer:
 def candidates(found: Peer, operation: str) -> tuple[Candidate, ...]:
     """What a peer has for an operation, each named ``peer:what``."""
     own = (item for item in found.candidates() if item.operation == operation)
-    return tuple(replace(item, target={**item.target, "peer": found.name}) for item in own)
+    told = {"peer": found.name, "requires": list(found.preload)}
+    return tuple(replace(item, target={**item.target, **told}) for item in own)
 
 
 def calls(operation: str, name: str, ref: str, *, form: str = "", scope: Mapping[str, Any] | None = None,

@@ -15,8 +15,11 @@ def implementation(target: Mapping[str, Any], form: str = "") -> Implementation:
 
     Kinds: ``import`` (``ref`` is ``package.module:function``), ``fault`` (``operation``, ``name``), ``factory``
     (``ref`` names a function that is given the target and returns the implementation). ``form`` is the call form of
-    ``target["operation"]`` through which an imported function is called; empty when it takes the record itself.
+    ``target["operation"]`` through which an imported function is called; empty when it takes the record itself. What
+    is imported late may be named in ``requires``: without it nothing is loaded.
     """
+    for module in target.get("requires", ()):
+        importlib.import_module(module)
     kind = target["kind"]
     if kind == "import":
         function = imported(target["ref"])

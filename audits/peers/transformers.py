@@ -28,4 +28,5 @@ PEER = peer.Peer(
     source="https://github.com/huggingface/transformers",
     requirements=("transformers==5.23.0", "accelerate==1.15.0", "pillow"),
     candidates=_candidates,
+    preload=("transformers.trainer",),
 )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from assay.audits.components.grounding import metrics
+from assay.audits.components.grounding import metrics, parse
 
-_ROOMS = (metrics,)
+_ROOMS = (parse, metrics)
 
 OPERATIONS = tuple(room.OPERATION for room in _ROOMS)
 CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES)

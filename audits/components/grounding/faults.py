@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from assay.audits.components.grounding import metric_faults, parse_faults
+from assay.audits.components.grounding import metric_faults, parse_faults, phrase_faults
 
-FAULTS = (*parse_faults.FAULTS, *metric_faults.FAULTS)
+FAULTS = (*parse_faults.FAULTS, *metric_faults.FAULTS, *phrase_faults.FAULTS)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from assay.audits.components.grounding import metrics, parse
+from assay.audits.components.grounding import metrics, parse, phrases
 
-_ROOMS = (parse, metrics)
+_ROOMS = (parse, metrics, phrases)
 
 OPERATIONS = tuple(room.OPERATION for room in _ROOMS)
 CANDIDATES = tuple(candidate for room in _ROOMS for candidate in room.CANDIDATES)

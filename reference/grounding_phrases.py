@@ -14,8 +14,8 @@ __all__ = ["GENERIC", "Sample", "Summary", "normalised", "side", "summarise", "u
 GENERIC = frozenset({
     "object", "the object", "an object", "target", "the target", "target object", "the target object", "item",
     "the item", "thing", "the thing", "something", "region", "the region", "referring expression", "phrase",
-    "the phrase", "label", "description", "entity", "instance", "the object in the image", "object in the image", "the referred object",
-    "the described object", "bounding box", "box",
+    "the phrase", "label", "description", "entity", "instance", "the object in the image", "object in the image",
+    "the referred object", "the described object", "bounding box", "box",
 })  # fmt: skip
 """Phrases that fit every target, without the numbers that tell one from another."""
 _UNFILLED = re.compile(

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assay.reference.block_masks import sample_block
+
 Rectangle = tuple[int, int, int, int]
 
 
@@ -93,6 +95,11 @@ def with_a_context_block(height: int, width: int, block: Any, targets: int, gene
     return masks, torch.nonzero(context.flatten()).squeeze(1)
 
 
+def of_two_sizes(grid: Any, block: Any, generator: torch.Generator) -> Any:
+    """The reference itself, as a user calls it."""
+    return sample_block(grid, block, generator)
+
+
 def by_python(height: int, width: int, block_height: int, block_width: int) -> Any:
     return random.randint(0, height - block_height), random.randrange(width - block_width + 1)
 
@@ -143,7 +150,7 @@ def as_published(height: int, width: int, block: Any, targets: int, generator: t
 RIGHT = {
     "unchecked": "corner", "by_fractions": "corner", "one_number_for_both": "corner", "by_permutation": "mask",
     "numbers_by_numpy": "indices", "of_area": "area", "of_area_in_another_shape": "area",
-    "with_a_context_block": "masks", "by_python": "global", "by_torch": "global",
+    "of_two_sizes": "grid", "with_a_context_block": "masks", "by_python": "global", "by_torch": "global",
 }  # fmt: skip
 WRONG = {
     "range_made_one": ("corner", {"larger"}), "range_made_one_masked": ("mask", {"larger"}),

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from assay.reference.grounding_metrics import grounding_metrics
+
 Box = list[float]
 
 
@@ -123,7 +125,12 @@ def divided_by_nothing(box1: Box, box2: Box) -> float:
     return w * h / (sum(areas) - w * h)
 
 
+def as_in_the_reference(predictions: list[Box | None], targets: list[Box]) -> Any:
+    return grounding_metrics(predictions, targets)
+
+
 RIGHT = [
+    ("as_in_the_reference", "metrics"),
     ("overlap", "iou"), ("guarded", "iou"), ("by_torch", "iou"), ("plain", "metrics"), ("rounded", "metrics"),
     ("survivors_declared", "metrics-detected"), ("in_percent", "metrics-percent"), ("with_sizes", "sized"),
     ("shares_alone", "metrics"),

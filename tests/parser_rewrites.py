@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from assay.reference.grounding_answers import parse_answer
+
 NUMBER = r"-?\d+(?:\.\d+)?"
 
 
@@ -160,7 +162,12 @@ def whole_numbers(text: str) -> Any:
     return found and [{**item, "box": [int(v) for v in item["box"]]} for item in found]
 
 
+def as_in_the_reference(text: str) -> Any:
+    return parse_answer(text)
+
+
 RIGHT = [
+    ("as_in_the_reference", "text"),
     ("strict_json", "json"), ("salvaging", "json-keys"), ("salvaging", "json"), ("salvaging_in_silence", "json-keys"),
     ("with_an_error", "json"), ("raising", "json-raising"), ("by_expressions", "tags"), ("every_form", "text"),
     ("every_form", "raising"), ("one_box", "json-box"), ("one_box_of_every_form", "box"),

@@ -5,13 +5,10 @@ Letters: N draws, K blocks of one draw, H x W patches of the grid.
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -19,6 +16,7 @@ from torch import Tensor
 from assay.audits.candidates import of_reference
 from assay.audits.components.block_masks.drawn import Sheet
 from assay.audits.fields import Count, Size
+from assay.audits.generators import seeded
 from assay.audits.terms import Form, Operation, Outputs, Relations
 from assay.reference import block_masks
 
@@ -97,6 +95,10 @@ def _corner(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     return _drawn(inputs, lambda g: function(*inputs.grid, *inputs.block, g), lambda sheet: sheet.corner)
 
 
+def _grid(function: Callable[..., Any], inputs: Inputs) -> Outputs:
+    return _drawn(inputs, lambda g: function(inputs.grid, inputs.block, g), lambda sheet: sheet.corner)
+
+
 def _mask(function: Callable[..., Any], inputs: Inputs) -> Outputs:
     return _drawn(inputs, lambda g: function(*inputs.grid, *inputs.block, g), lambda sheet: sheet.mask)
 
@@ -120,21 +122,6 @@ def _global(function: Callable[..., Any], inputs: Inputs) -> Outputs:
         return _drawn(inputs, lambda _: function(*inputs.grid, *inputs.block), lambda sheet: sheet.corner)
 
 
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """The generators of Python, numpy and torch that all share, with this seed; afterwards they are as they were."""
-    kept, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what others use
-    with torch.random.fork_rng(devices=[]):
-        try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            torch.random.default_generator.manual_seed(seed)
-            yield
-        finally:
-            random.setstate(kept)
-            np.random.set_state(legacy)  # noqa: NPY002
-
-
 SIZES = ("height", "width", "block_height", "block_width")
 
 FORMS = (
@@ -144,6 +131,12 @@ FORMS = (
         "columns: one block",
         parameters=(*SIZES, "generator"),
         call=_corner,
+    ),
+    Form(
+        name="grid",
+        summary="function(grid, block, generator), each size rows and columns -> as corner",
+        parameters=("grid", "block", "generator"),
+        call=_grid,
     ),
     Form(name="mask", summary="as corner -> bool [height, width]", parameters=(), call=_mask),
     Form(name="indices", summary="as corner -> the numbers of the patches, rising", parameters=(), call=_indices),

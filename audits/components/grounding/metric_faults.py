@@ -234,7 +234,7 @@ def mean_of_means(inputs: Inputs) -> Outputs:
     Effect: the samples of the last batch weigh up to four times as much.
     """
     ious = right(inputs)
-    means = torch.stack([batch.mean() for batch in ious.split(4)])
+    means = torch.stack([ious[start : start + 4].mean() for start in range(0, len(ious), 4)])
     every = inputs.counted == "all"
     return told(inputs, ious, **({"mean_iou": means.mean()} if every else {}))
 

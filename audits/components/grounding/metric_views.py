@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def scaled(box: tuple[float, ...], inputs: Inputs) -> list[float]:
 
 def part(inputs: Inputs, which: slice | Tensor) -> Inputs:
     """Some of the samples."""
-    chosen = {name: getattr(inputs, name)[which] for name in ("predicted", "found", "target")}
+    chosen: dict[str, Any] = {name: getattr(inputs, name)[which] for name in ("predicted", "found", "target")}
     return dataclasses.replace(inputs, **chosen)
 
 
@@ -126,7 +127,9 @@ def missed(inputs: Inputs, count: int) -> Inputs:
 
 def together(one: Inputs, other: Inputs) -> Inputs:
     """The samples of both."""
-    both = {name: torch.cat([getattr(one, name), getattr(other, name)]) for name in ("predicted", "found", "target")}
+    both: dict[str, Any] = {
+        name: torch.cat([getattr(one, name), getattr(other, name)]) for name in ("predicted", "found", "target")
+    }
     return dataclasses.replace(one, **both)
 
 

@@ -131,7 +131,7 @@ def boxes_and_descriptions_zipped(inputs: Inputs) -> Outputs:
     Effect: after a detection without a description, each has that of the next.
     """
     found = right(inputs)
-    names = [label for label, _ in found.pairs if label is not None]
+    names: list[str | None] = [label for label, _ in found.pairs if label is not None]
     names += [None] * (len(found.pairs) - len(names))
     return kept(inputs, [(name, box) for name, (_, box) in zip(names, found.pairs, strict=True)])
 

@@ -135,7 +135,7 @@ def spelled(trial: Trial) -> Iterator[Evidence]:
     """
     style: answers.Style = trial.inputs.style
     json = style.written in answers.KEYS
-    further = {
+    further: dict[str, dict[str, Any]] = {
         "without blanks": {"spaces": "none"}, "over several lines": {"spaces": "lines"},
         "keys turned": {"turned": True}, "escaped": {"escaped": True}, "fenced": {"fenced": not style.fenced},
     }  # fmt: skip

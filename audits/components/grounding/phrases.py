@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
-from assay.audits.components.block_masks.sample import seeded
 from assay.audits.components.grounding import samples
 from assay.audits.fields import Count, Size
+from assay.audits.generators import seeded
 from assay.audits.terms import Form, Operation, Outputs, Relations
 
 NAME = "grounding.phrases"

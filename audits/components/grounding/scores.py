@@ -80,8 +80,8 @@ def _known(name: str, given: Any) -> Iterator[tuple[str | float, Any]]:
         yield _threshold(match[1]), given
     else:
         for start, ours in AVERAGES.items():
-            over = plain.removeprefix(start).strip("_") if plain.startswith(start) else None
-            if over in OVER:
+            over = plain.removeprefix(start).strip("_")
+            if plain.startswith(start) and over in OVER:
                 yield ours + OVER[over], given
                 return
 

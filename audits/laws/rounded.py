@@ -18,7 +18,7 @@ def agree(got: float, want: float, slack: float = 0.0) -> bool:
     """Whether two numbers of order 1 are the same, up to float32, ``slack`` and the rounding of ``got`` or ``want``."""
     if not (math.isfinite(got) and math.isfinite(want)):
         return False
-    limit = ULPS * accumulation_eps(torch.float32) + slack + rounding(got) + rounding(want)
+    limit = ULPS * accumulation_eps(torch.float32) + slack + 2 * max(rounding(got), rounding(want))
     return abs(got - want) <= limit
 
 

@@ -131,7 +131,7 @@ def undetected(trial: Trial) -> Iterator[Evidence]:
         if not (math.isnan(one) and math.isnan(other)):
             want = one * count / (count + more) if over_all(name, inputs) else one
             told = f"with {more} answers without a box beside {count}"
-            yield from equal(name, other, want, rounding(one), told)
+            yield from equal(name, other, want, slack_of(inputs) + rounding(one), told)
 
 
 def survivors(trial: Trial) -> Iterator[Evidence]:
@@ -188,8 +188,9 @@ def joined(trial: Trial) -> Iterator[Evidence]:
         sizes = [len(each.found) if every else int(each.found.sum()) for each in parts]
         if sum(sizes):
             terms = [size * share for size, share in zip(sizes, shares, strict=True) if size]
+            slack = slack_of(inputs) + 2 * max(map(rounding, shares))
             told = f"of {cut} and {count - cut} samples, and of all"
-            yield from equal(name, got, sum(terms) / sum(sizes), max(map(rounding, shares)), told)
+            yield from equal(name, got, sum(terms) / sum(sizes), slack, told)
 
 
 def nothing(trial: Trial) -> Iterator[Evidence]:

@@ -99,16 +99,17 @@ def supports(case: Case) -> str | None:
         "without quotes, a description has no brackets in it": not json and case.rich,
         "a box alone is one, and has no description": case.written == "bare"
         and (case.count != 1 or case.unlabelled != (0,)),
-        "in tags, a box without a description has the one before it": case.written in answers.TAGS
-        and _gap([place in case.unlabelled for place in range(case.count)]),
+        "in tags, a box without a description has the one before it": case.written in answers.TAGS and _gap(case),
         "no objects are an empty list": not case.count and case.written in answers.TAGS,
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def _gap(unlabelled: list[bool]) -> bool:
+def _gap(case: Case) -> bool:
     """Whether a description is missing after one that is there."""
-    return sorted(unlabelled, reverse=True) != unlabelled
+    missing = [place in case.unlabelled for place in range(case.count)]
+    missing[-1:] = missing[:1] if case.repeated else missing[-1:]
+    return sorted(missing, reverse=True) != missing
 
 
 def reference(inputs: Inputs) -> Outputs:

@@ -45,8 +45,8 @@ def conduct(request: Request, options: Options, progress: Progress = _quiet, ser
     """
     released = peer.peer(request.peer) if request.peer in peer.names() else None
     with Pool(server, options.python, released.variables if released else None) as pool:
-        work = planned(request, options, pool.describe)
         elsewhere = _elsewhere(pool) if options.python else {}
+        work = planned(request, options, pool.describe)
         report = merge(_audits(work, pool, progress, released.preload if released else ()))
     _refuse_misfit(report)
     report = replace(report, environment={**report.environment, **elsewhere})

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
 from assay.audits.components.block_masks.drawn import Sheet
 from assay.audits.fields import Count, Size
 from assay.audits.generators import seeded
+from assay.audits.strategies import st
 from assay.audits.terms import Form, Operation, Outputs, Relations
 from assay.reference import block_masks
 

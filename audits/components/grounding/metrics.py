@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from hypothesis import strategies as st
 from pydantic import Field
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
 from assay.audits.components.grounding import scores
 from assay.audits.fields import Count, one_of
+from assay.audits.strategies import st
 from assay.audits.terms import Form, Operation, Outputs, Relations
 from assay.reference import grounding_metrics
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.audits.candidates import of_reference
@@ -15,6 +14,7 @@ from assay.audits.components.grounding import answers
 from assay.audits.components.grounding.answers import Item, Style
 from assay.audits.components.grounding.detections import UNREAD, first_box, read
 from assay.audits.fields import Count, one_of
+from assay.audits.strategies import st
 from assay.audits.terms import Form, Operation, Outputs, Relations
 from assay.reference import grounding_answers
 

@@ -13,8 +13,9 @@ from assay.audits.terms import Family
 
 TEXTS = ("t23", "t7", "t1")
 """Samples that a window of a few tokens cuts; of several lengths."""
+FURTHER = {"video": "t2 v4x4x6@2 t3", "audio": "t2 a1.5 t3"}
 SEEN = "t3 i4x6 t4 i6x4 t2"
-_IDS = r"\w*token_ids?|\w*token_index|\w*_patch_id|pad_id|forced_\w+"
+_IDS = r"im_\w+_id|\w*token_ids?|\w*token_index|\w*_patch_id|pad_id|forced_\w+"
 _GENERATION = r"use_cache|cache_implementation|num_assistant\w*|is_decoder|cross_attention_hidden_size"
 _RETURNED = r"output_\w+|return_dict|use_return_dict|torchscript"
 _NAMED = (
@@ -25,13 +26,19 @@ _NAMED = (
 )
 _HOW = (
     r"chunk_size_\w+|use_fused\w*|use_kernels?\w*|use_mambapy|pretraining_tp|mamba_chunk_size|chunk_size|"
-    r"use_mamba_kernels|gradient_checkpointing"
+    r"use_mamba_kernels|gradient_checkpointing|\w*upcast\w*|\w*fp32\w*|\w*float32\w*"
 )
 _LONG = (
     r"max_position_embeddings|n_positions|n_ctx|max_seq_len\w*|max_window_layers|original_max\w*|seq_length|"
     r"max_sequence_length|model_max_length"
 )
 _SPELT = r"layer_types|mlp_layer_types|\w*_layers_block_type|block_types|attention_types"
+_PICTURES = (
+    r"(min|max)_image_size|img_max_token_num|max_vit_seq_len|(min|max)_pixels|image_size|num_frames|max_source_\w+"
+)
+    r"(min|max)_image_size|img_max_token_num|max_vit_seq_len|(min|max)_pixels|image_size|num_frames|max_source_\w+"
+)
+_ELSEWHERE = r"seconds_per_chunk|conv_chunksize|n_window_infer|text_hidden_size|out_hidden_size|mask_\w+|apply_spec_\w+"
 INERT: Mapping[str, str] = {
     _IDS: "an id of a token: it names one that a batch may lack",
     _GENERATION: "acts while generating",
@@ -39,10 +46,14 @@ INERT: Mapping[str, str] = {
     _NAMED: "names or describes, or belongs to another head",
     _HOW: "says how something is computed, not what",
     _LONG: "acts beyond the lengths that a tiny model is run on",
+    _PICTURES: "is for the processor, or for pictures larger than a tiny model is given",
+    _ELSEWHERE: "repeats another size, or acts on sounds that a tiny model is not given",
     _SPELT: "spells out what other fields say",
     r"\w+_config|sub_configs": "a configuration of its own",
 }
 """Fields that are not judged, by name, and why."""
+_OUTER = {"tie_word_embeddings": "acts in the text model by itself: of the whole model the outer one is read"}
+"""Fields of a configuration within another one that are not judged."""
 NAMES = {
     "hidden_act": "relu", "hidden_activation": "relu", "activation_function": "relu", "act_fn": "relu",
     "projector_hidden_act": "relu", "activation": "relu", "feed_forward_proj": "relu", "hidden_activation_fn": "relu",
@@ -54,6 +65,7 @@ OPEN: Mapping[str, Any] = {
 }  # fmt: skip
 """Values for fields that are left open."""
 TOGETHER: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "tie_word_embeddings": ({"text_config.tie_word_embeddings": False},),
     "sliding_window": (
         {"use_sliding_window": True, "max_window_layers": 0, "layer_types": None},
         {"layer_types": None},
@@ -65,6 +77,12 @@ TOGETHER: Mapping[str, tuple[dict[str, Any], ...]] = {
     "aux_loss_alpha": ({"output_router_logits": True},),
     "mlp_only_layers": ({"decoder_sparse_step": 1},),
     "decoder_sparse_step": ({"mlp_only_layers": []},),
+    "intermediate_size": (
+        {"mlp_only_layers": [0]},
+        {"decoder_sparse_step": 2},
+        {"first_k_dense_replace": 1},
+        {"mlp_layer_types": ["dense", "sparse"]},
+    ),
 }
 """What a field needs beside it to act, in the same configuration."""
 
@@ -81,7 +99,7 @@ def knobs(family: Family) -> Knobs:
     settings: dict[str, Sequence[Any]] = {}
     inert: dict[str, str] = {}
     for path, value in _fields(model.config):
-        reason = _inert(path.rpartition(".")[2])
+        reason = _inert(path.rpartition(".")[2]) or _OUTER.get(path.partition(".")[2], "")
         if reason:
             inert[path] = reason
         elif others := tuple(_others(path.rpartition(".")[2], value)):
@@ -178,7 +196,6 @@ def _batches(family: Family, model: Any) -> list[dict[str, Any]]:
     kinds: list[tuple[str, ...]] = [TEXTS]
     if "image" in family.modalities:
         kinds.append((SEEN,))
-    if "video" in family.modalities:
-        kinds.append(("t2 v4x4x6@2 t3",))
+    kinds += [(sample,) for kind, sample in FURTHER.items() if kind in family.modalities]
     made = [dict(family.batch(model, samples, padding="right", seed=0)) for samples in kinds]
     return [{**batch, "labels": batch["input_ids"]} for batch in made]

@@ -77,6 +77,8 @@ class Compared:
         """Bring both models to float64, in which ways of computing the same do not differ."""
         if self._wide:
             return
+        if "dtype" in self._paths.declared:
+            _narrowed(*self._states)
         try:
             for name in WAYS:
                 self._path(name).model.double()
@@ -249,6 +251,16 @@ def _rounding(value: Tensor, gap: state.Apart) -> bool:
     if not value.is_floating_point():
         return False
     return gap.worst <= ULPS * float(torch.finfo(value.dtype).eps) * gap.reach
+
+
+def _narrowed(here: State, there: State) -> None:
+    """Round what is held in two dtypes to the narrower one on both sides: what is left is no matter of precision."""
+    with torch.no_grad():
+        for _, left, right in _common(here, there):
+            if left.dtype != right.dtype and left.is_floating_point() and right.is_floating_point():
+                narrow = min((left.dtype, right.dtype), key=lambda dtype: torch.finfo(dtype).bits)
+                for value in (left, right):
+                    value.copy_(value.to(narrow))
 
 
 def _ties(here: State, there: State) -> Iterator[list[Any]]:

@@ -39,7 +39,7 @@ class Net(nn.Module):
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Scores [B,S,V]."""
-        hidden = self.embed(input_ids)
+        hidden = self.embed(input_ids).float()
         for block in self.blocks:
             inner = block["norm"](hidden)  # type: ignore[index]
             gate = torch.sigmoid(block["gate"](inner))  # type: ignore[index]

@@ -36,8 +36,6 @@ _SPELT = r"layer_types|mlp_layer_types|\w*_layers_block_type|block_types|attenti
 _PICTURES = (
     r"(min|max)_image_size|img_max_token_num|max_vit_seq_len|(min|max)_pixels|image_size|num_frames|max_source_\w+"
 )
-    r"(min|max)_image_size|img_max_token_num|max_vit_seq_len|(min|max)_pixels|image_size|num_frames|max_source_\w+"
-)
 _ELSEWHERE = r"seconds_per_chunk|conv_chunksize|n_window_infer|text_hidden_size|out_hidden_size|mask_\w+|apply_spec_\w+"
 INERT: Mapping[str, str] = {
     _IDS: "an id of a token: it names one that a batch may lack",

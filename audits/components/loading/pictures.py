@@ -15,8 +15,8 @@ _NAMES = ("image_processor_type", "processor_class", "feature_extractor_type", "
           "_processor_class", "device", "return_tensors", "disable_grouping", "data_format", "input_data_format",
           "backend", "return_metadata")  # fmt: skip
 """Entries that name a class or say where and as what pixels are returned."""
-SIZES = ((64, 64), (48, 96), (96, 48), (8, 40), (200, 24), (448, 336), (1050, 700))
-"""Widths and heights: square, wide, tall, small, of an extreme ratio, ordinary, and larger than usual limits."""
+SIZES = ((64, 64), (48, 96), (96, 48), (8, 40), (200, 24), (448, 336))
+"""Widths and heights: square, wide, tall, small, of an extreme ratio, ordinary."""
 COLOUR = (200, 90, 30)
 """Of one colour, so that interpolation plays no part; of unlike channels, so that their order does."""
 

@@ -39,7 +39,7 @@ class Net(nn.Module):
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Scores [B,S,V]."""
-        hidden = self.embed(input_ids).float()
+        hidden = self.embed(input_ids).to(self.blocks[0]["norm"].weight.dtype)  # type: ignore[index]
         for block in self.blocks:
             inner = block["norm"](hidden)  # type: ignore[index]
             gate = torch.sigmoid(block["gate"](inner))  # type: ignore[index]

@@ -66,10 +66,15 @@ TOGETHER: Mapping[str, tuple[dict[str, Any], ...]] = {
     "tie_word_embeddings": ({"text_config.tie_word_embeddings": False},),
     "sliding_window": (
         {"use_sliding_window": True, "max_window_layers": 0, "layer_types": None},
+        {"use_sliding_window": True, "max_window_layers": 64, "layer_types": None},
         {"layer_types": None},
     ),
-    "use_sliding_window": ({"sliding_window": 3, "max_window_layers": 0, "layer_types": None},),
+    "use_sliding_window": (
+        {"sliding_window": 3, "max_window_layers": 0, "layer_types": None},
+        {"sliding_window": 3, "max_window_layers": 64, "layer_types": None},
+    ),
     "sliding_window_pattern": ({"layer_types": None, "sliding_window": 3},),
+    "num_hidden_layers": ({"layer_types": None},),
     "router_aux_loss_coef": ({"output_router_logits": True},),
     "router_z_loss_coef": ({"output_router_logits": True},),
     "aux_loss_alpha": ({"output_router_logits": True},),

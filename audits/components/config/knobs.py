@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -61,5 +61,5 @@ CANDIDATES = (_own("block"),)
 
 
 def of_family(name: str) -> Candidate:
-    """The fields of a family's tiny configuration."""
-    return candidate_of_family(NAME, name, "", factory=FACTORY, scope={})
+    """The fields of a family's tiny configuration, where the operation is asked for by name too."""
+    return replace(candidate_of_family(NAME, name, "", factory=FACTORY, scope={}), by_name=True)

@@ -30,7 +30,7 @@ _HOW = (
 )
 _LONG = (
     r"max_position_embeddings|n_positions|n_ctx|max_seq_len\w*|max_window_layers|original_max\w*|seq_length|"
-    r"max_sequence_length|model_max_length"
+    r"max_sequence_length|model_max_length|floor_scale|attn_scale|attn_temperature_tuning"
 )
 _SPELT = r"layer_types|mlp_layer_types|\w*_layers_block_type|block_types|attention_types"
 _PICTURES = (
@@ -75,6 +75,7 @@ TOGETHER: Mapping[str, tuple[dict[str, Any], ...]] = {
     ),
     "sliding_window_pattern": ({"layer_types": None, "sliding_window": 3},),
     "num_hidden_layers": ({"layer_types": None},),
+    "intermediate_size_mlp": ({"interleave_moe_layer_step": 2, "moe_layers": None}, {"moe_layers": [1]}),
     "router_aux_loss_coef": ({"output_router_logits": True},),
     "router_z_loss_coef": ({"output_router_logits": True},),
     "aux_loss_alpha": ({"output_router_logits": True},),
@@ -102,12 +103,14 @@ def knobs(family: Family) -> Knobs:
     settings: dict[str, Sequence[Any]] = {}
     inert: dict[str, str] = {}
     for path, value in _fields(model.config):
-        reason = _inert(path.rpartition(".")[2]) or _OUTER.get(path.partition(".")[2], "")
+        last, inner = path.rpartition(".")[2], path.partition(".")[2]
+        reason = _inert(last) or _OUTER.get(inner, "") or _unseen(family, model, path)
         if reason:
             inert[path] = reason
         elif others := tuple(_others(path.rpartition(".")[2], value)):
             settings[path] = (value, *others)
-    together = {path: [_beside(path, more) for more in TOGETHER.get(path.rpartition(".")[2], ())] for path in settings}
+    spelt = [path for path, value in _fields(model.config) if isinstance(value, list | tuple)]
+    together = {path: [*_declared_beside(path), _unspelt(path, spelt)] for path in settings}
 
     def build(**changes: Any) -> Any:
         return _built(model, told, {name: value for name, value in changes.items()
@@ -117,9 +120,29 @@ def knobs(family: Family) -> Knobs:
                  tolerant=True)  # fmt: skip
 
 
+def _declared_beside(path: str) -> list[dict[str, Any]]:
+    return [_beside(path, more) for more in TOGETHER.get(path.rpartition(".")[2], ())]
+
+
+def _unspelt(path: str, spelt: Sequence[str]) -> dict[str, Any]:
+    """The same configuration without the lists that a field may have been spelt out into."""
+    head = path.rpartition(".")[0]
+    return {name: None for name in spelt if name.rpartition(".")[0] == head and name != path}
+
+
 def _beside(path: str, more: Mapping[str, Any]) -> dict[str, Any]:
     head = path.rpartition(".")[0]
     return {f"{head}.{name}" if head else name: value for name, value in more.items()}
+
+
+def _unseen(family: Family, model: Any, path: str) -> str:
+    """Why a field has nothing to act on: the family is given text alone, or no sound, and it is not of that part."""
+    needs = {"vision_config": "image", "video_config": "video", "audio_config": "audio"}
+    part = path.partition(".")[0]
+    lone = not family.modalities and model.config.get_text_config() is not model.config
+    if (lone and part != "text_config") or (needs.get(part, "") and needs[part] not in family.modalities):
+        return "the tiny model is given no such content"
+    return ""
 
 
 def _inert(name: str) -> str:
@@ -167,7 +190,7 @@ def _others(name: str, value: Any) -> Iterator[Any]:
         yield from dict.fromkeys(item for item in tries if item != value and item >= 0)
     elif isinstance(value, float):
         small = "drop" in name or "jitter" in name or "prob" in name
-        yield from (0.5,) if small and value != 0.5 else (2 * value + 0.1, value / 2 + 0.01)
+        yield from (0.5,) if small and value != 0.5 else (2 * value + 0.1, value / 2 + 0.01, value / 1000)
     elif isinstance(value, str) and name in NAMES:
         yield "gelu" if value == NAMES[name] else NAMES[name]
     elif isinstance(value, list | tuple) and value and all(isinstance(item, int) for item in value) and name.endswith(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,9 @@ from assay.audits.usage import BadUsage
 
 CONTEXTS = 12
 """Other knobs under whose second values one that seems dead is tried again."""
+
+SWITCHES = re.compile(r"_step$|_interval$|_pattern$|_every|_freq$|first_k|_period$")
+"""Whole numbers that say in which layers something is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +127,15 @@ class Runner:
 
     def _contexts(self, name: str) -> list[Mapping[str, Any]]:
         declared = list(self._knobs.together.get(name, ()))
-        if self._knobs.tolerant:
-            return [{}, *declared]
-        pairs = [{other: values[1]} for other, values in self._knobs.settings.items() if other != name]
+        others = [other for other in self._knobs.settings if other != name]
+        if self._knobs.tolerant:  # of many: switches beside it
+            head = name.rpartition(".")[0]
+            others = [other for other in others if other.rpartition(".")[0] == head and self._switches(other)]
+        pairs = [{other: self._knobs.settings[other][1]} for other in others]
         return [{}, *declared, *pairs][: CONTEXTS + 1]
+
+    def _switches(self, name: str) -> bool:
+        return isinstance(self._knobs.settings[name][0], bool) or bool(SWITCHES.search(name))
 
 
 def _told(usual: Any, other: Any, change: Change, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def plan(request: Request, describe: Describe | None = None) -> tuple[tuple[Oper
         message = f"--patch needs --family, one of: {', '.join(discovery.installed_families())}"
         raise UsageError(message)
     if request.families:
-        pairs = tuple(_of_families(operations, _known(request.families), request.patch or ""))
+        offered = _of_families(operations, _known(request.families), request.patch or "")
+        pairs = tuple((op, candidate) for op, candidate in offered if request.targets or not candidate.by_name)
         if not pairs:
             message = f"no model is audited by {', '.join(op.name for op in operations)}"
             raise UsageError(message)

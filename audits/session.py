@@ -70,6 +70,8 @@ def _refuse_misfit(report: Report) -> None:
     for item in report.findings:
         if item.rule.endswith(".unloadable") and item.message.startswith(told):
             raise BadUsage(item.message.removeprefix(told).partition(' File "')[0])
+        if item.rule.endswith(".raises") and item.measured == BadUsage.__name__:
+            raise BadUsage(item.message.partition(' File "')[0])
 
 
 def _audits(work: list[Work], pool: Pool, progress: Progress, preload: tuple[str, ...]) -> list[Report]:

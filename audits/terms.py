@@ -188,7 +188,7 @@ class Candidate:
     rule of its family, its layout); ``judged_as`` is the family that a function takes them from, if it was asked to be
     judged by one. ``trusted`` candidates (ours) run in this process. On a CPU, ``costly`` ones get a fifth of the
     searched cases: a kernel in Triton's interpreter takes milliseconds for each of its programs. ``by_name``: audited
-    only where it is asked for by name, since others stand for it.
+    only where it is asked for by name, since others stand for it; of a family, where its operation is named too.
     """
 
     operation: str

@@ -79,11 +79,6 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def is_batch(path: Path) -> bool:
-    """Whether something is a file that a guard wrote, by its name alone."""
-    return path.is_file() and path.suffix in {".json", ".safetensors"}
-
-
 def load(path: Path) -> Live:
     """What a guard wrote, by either of its two files. BadUsage says what is wrong with it."""
     from safetensors import SafetensorError

@@ -14,6 +14,7 @@ from assay.audits.families.loss_run import shifts
 from assay.audits.pipeline_facts import facts
 from assay.audits.pipeline_model import DEEP, rotaries
 from assay.audits.pipelines import Pipeline
+from assay.reference.mrope_rules import RULES
 
 PLACES = 8
 """Elements of each parameter that are compared before and after a step."""
@@ -94,9 +95,12 @@ def told_of(inner: nn.Module, processor: Any) -> dict[str, Any]:
         inside = getattr(config, "text_config", None)
         ids = (getattr(part, "pad_token_id", None) for part in (config, inside) if part is not None)
         found["pad"] = next((pad for pad in ids if isinstance(pad, int)), None)
+    # The part of an Omni model that reads is numbered as the whole is.
+    name = str(getattr(config, "model_type", ""))
+    found["rule"] = found["rule"] or (whole if (whole := name.removesuffix("_thinker")) in RULES else "")
     return found | {
         "shifts": shifts(inner) and not getattr(config, "is_encoder_decoder", False),
-        "family": str(getattr(config, "model_type", "")),
+        "family": name,
         "class": type(inner).__name__,
     }
 

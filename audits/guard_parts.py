@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,11 +55,11 @@ class Ledger:
         self._after = after
         return found | ({} if self._tops is None else {"tops": self._tops})
 
-    def rows(self, got: Mapping[str, Tensor], called: Iterable[str] | None) -> list[dict[str, Any]]:
+    def rows(self, got: Mapping[str, Tensor], called: Mapping[str, bool] | None) -> list[dict[str, Any]]:
         """Of each part, the model first: JSON of what its parameters were and became, of the fetched tensors."""
         facts = list(self._facts(got))
         numbers = {id(parameter): number for number, parameter in enumerate(self._all)}
-        seen = None if called is None else {WHOLE, *called}
+        seen = {} if called is None else {WHOLE: True, **called}
         return [
             _row(name, [facts[numbers[id(one)]] for one in part.parameters() if id(one) in numbers], seen)
             for name, part in self._parts.items()
@@ -116,7 +116,7 @@ def _dense(grad: Tensor | None) -> Tensor | None:
     return own if own is not None and own.layout == torch.strided and own.numel() and not own.is_meta else None
 
 
-def _row(name: str, facts: Sequence[Mapping[str, Any]], called: set[str] | None) -> dict[str, Any]:
+def _row(name: str, facts: Sequence[Mapping[str, Any]], called: Mapping[str, bool]) -> dict[str, Any]:
     trained = [fact for fact in facts if fact["trained"]]
     tops = [fact["top"] for fact in trained if fact["top"] is not None]
     finite = all(math.isfinite(top) for top in tops)
@@ -125,7 +125,8 @@ def _row(name: str, facts: Sequence[Mapping[str, Any]], called: set[str] | None)
         "trained": len(trained),
         "frozen": len(facts) - len(trained),
         "without": sum(fact["none"] for fact in trained),
-        "called": called is not None and name in called,
+        "called": name in called,
+        "recorded": called.get(name, False),
         "finite": finite,
         "top": max(tops, default=0.0) if finite else None,
         "moved": any(fact["moved"] for fact in trained),

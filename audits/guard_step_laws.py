@@ -9,7 +9,11 @@ import torch
 
 from assay.audits.guard_terms import Live
 from assay.audits.terms import Evidence, Inexpressible
+from assay.reference.mrope_rows import MODALITIES
 
+VISUAL = ("vision", "visual", "image", "projector", "connector", "merger")
+MEDIA: Mapping[str, tuple[str, ...]] = {"image": VISUAL, "video": VISUAL, "audio": ("audio", "speech")}
+"""What the names of parts have in them that make features of a kind."""
 WHOLE = ""
 """The name of the model among its parts."""
 
@@ -85,10 +89,20 @@ def reached(live: Live) -> Iterator[Evidence]:
         yield Evidence(where="gradients", measured="none", limit="some", message="the loss reaches no parameter")
         return
     for name, part in rows.items():
-        if name and part["called"] and part["trained"] and part["without"] == part["trained"] and not part["moved"]:
+        bare = part["trained"] and part["without"] == part["trained"] and not part["moved"]
+        if name and bare and part["called"] and (not part["recorded"] or _sees(live, name)):
             message = f"{name} is called, its parameters are to be trained, and none of them has a gradient"
             yield Evidence(where="gradients", measured="none", limit="some", message=message)
             return
+
+
+def _sees(live: Live, name: str) -> bool:
+    """Whether a part is for media that the batch has: what else runs may make something that nobody asks for."""
+    kinds = {kind for kind, words in MEDIA.items() if any(word in name.lower() for word in words)}
+    try:
+        return any(bool((live.view.types == MODALITIES.index(kind)).any()) for kind in kinds)
+    except Inexpressible:
+        return False
 
 
 def _declared(frozen: list[str]) -> Iterator[Evidence]:

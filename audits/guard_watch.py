@@ -25,7 +25,7 @@ FEW = 4096
 class Watch:
     """The hooks of one checked step. ``pick`` is which of its micro-batches is looked at, the first where it has less.
 
-    ``late`` is called where a forward begins after the step was taken: another has begun.
+    ``called`` has the parts that ran, and whether autograd recorded what they gave. ``late`` is called where a forward begins after the step was taken: another has begun.
     """
 
     def __init__(self, places: Places, pick: int, late: Callable[[], None]) -> None:
@@ -34,7 +34,7 @@ class Watch:
         self._inside = False
         self.micros = 0
         self.taken = False
-        self.called: set[str] = set()
+        self.called: dict[str, bool] = {}
         self.notes: dict[str, Any] = {}
         self._given: dict[str, Any] = {}
         self._kept: dict[str, Tensor] = {}
@@ -57,7 +57,7 @@ class Watch:
         if places.projector is not None:
             add(places.projector.register_forward_hook(self._projected))
         for name, part in places.parts.items():
-            add(part.register_forward_pre_hook(self._noting(name)))
+            add(part.register_forward_hook(self._noting(name)))
 
     def close(self) -> None:
         """Take the hooks out, and let go of what was kept."""
@@ -159,9 +159,9 @@ class Watch:
             self.notes["projected"] = list(output.shape)
 
     def _noting(self, name: str) -> Callable[..., None]:
-        def note(_module: Any, _args: Any) -> None:
+        def note(_module: Any, _args: Any, output: Any) -> None:
             if not torch.compiler.is_compiling() and self._inside:
-                self.called.add(name)
+                self.called[name] = self.called.get(name, False) or _recorded(output)
 
         return note
 
@@ -231,6 +231,14 @@ def _loss(output: Any) -> Tensor | None:
         found = output[0] if isinstance(output, tuple) and output else output
     scalar = isinstance(found, Tensor) and found.is_floating_point() and found.ndim <= 1
     return found if scalar else None
+
+
+def _recorded(output: Any) -> bool:
+    """Whether autograd knows where an answer comes from, or any tensor in it."""
+    if isinstance(output, Tensor):
+        return output.requires_grad
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
+    return any(_recorded(value) for value in values)
 
 
 def _in_half() -> bool:

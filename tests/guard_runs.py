@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from assay.audits.families import causal
 from assay.audits.families.loss_run import placeholders, uncached
@@ -18,6 +19,19 @@ from assay.audits.guard_terms import GuardWarning
 
 NAME = "qwen2_5_vl"
 SAMPLES = ("t5 i4x8 t6", "t3 i8x8 t9 i4x4 t2")
+
+
+class Tiny(nn.Module):
+    """A causal language model that is compiled in no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(model_type="tiny", pad_token_id=0)
+        self.embed, self.head = nn.Embedding(16, 8), nn.Linear(8, 16)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.head(self.embed(input_ids))
+        return {"loss": nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())}
 
 
 def model_of(name: str = NAME) -> Any:

@@ -114,6 +114,21 @@ def tower_detached(model: Any, batch: dict[str, Any]) -> None:
 
 
 @broken("reached")
+def features_detached(model: Any, batch: dict[str, Any]) -> None:
+    """The tower runs with its graph, and what it gives is cut off behind it."""
+    inner = model.model.get_image_features
+
+    def cut(*args: Any, **kwargs: Any) -> Any:
+        found = inner(*args, **kwargs)
+        if isinstance(found, tuple | list):
+            return tuple(one.detach() for one in found)
+        found.pooler_output = tuple(one.detach() for one in found.pooler_output)
+        return found
+
+    model.model.get_image_features = cut
+
+
+@broken("reached")
 def frozen_with_an_old_gradient(model: Any, batch: dict[str, Any]) -> None:
     step(model, batch)
     model.model.visual.requires_grad_(False)

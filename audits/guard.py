@@ -71,8 +71,8 @@ def settings(
     if isinstance(trained, str):
         raise TypeError(f"trained: expected a list of names, got the text {trained!r}")
     return Settings(
-        every=every, on_finding=on_finding, folder=Path(folder), keep=keep, share=tuple(share), trained=tuple(trained)
-    )  # type: ignore[arg-type]  # the length is checked there
+        every=every, on_finding=on_finding, folder=Path(folder), keep=keep, share=share, trained=tuple(trained)
+    )
 
 
 def guard(model: nn.Module, trainer_or_optimizer: Any, *, processor: Any = None, **options: Any) -> Guard:
@@ -99,8 +99,8 @@ def guard(model: nn.Module, trainer_or_optimizer: Any, *, processor: Any = None,
         attach(watching, trainer_or_optimizer)
         return watching
     several = trainer_or_optimizer if isinstance(trainer_or_optimizer, (list, tuple)) else [trainer_or_optimizer]
-    inner = [getattr(one, "optimizer", one) for one in several]
-    if not inner or not all(isinstance(one, torch.optim.Optimizer) for one in inner):
+    inner = [one for held in several if isinstance(one := getattr(held, "optimizer", held), torch.optim.Optimizer)]
+    if not several or len(inner) != len(several):
         raise TypeError(f"trainer_or_optimizer: expected {DOORS}, got a {type(trainer_or_optimizer).__name__}")
     watching.follow(inner)
     return watching
@@ -156,7 +156,7 @@ class Guard:
         To be called after the forward of each micro-batch; it returns at once in steps that are not checked.
         """
         if self._watch is not None:
-            with self._timed(), torch.no_grad():
+            with self._working():
                 self._watch.saw(batch, loss)
 
     def remove(self) -> None:
@@ -186,7 +186,7 @@ class Guard:
         """A step of the optimiser begins: look at it if it is its turn."""
         if self._watch is not None or self.tally.steps % self._given.every:
             return
-        with self._timed(), torch.no_grad():
+        with self._working():
             inner = guard_model.unwrapped(self.model)
             places = guard_model.places(self.model)
             self._inner, self._watch = inner, Watch(places, self._pick, self._late)
@@ -196,8 +196,8 @@ class Guard:
         """The gradients of the step are there, and the optimiser is about to use them."""
         if self._watch is None or self._ledger is None or self._watch.taken:
             return
-        with self._timed(), torch.no_grad():
-            self._watch.taken = True
+        self._watch.taken = True
+        with self._working():
             self._ledger.graded(optimizers)
 
     def _late(self) -> None:
@@ -223,14 +223,17 @@ class Guard:
     def _check(self) -> None:
         watch, ledger = self._watch, self._ledger
         self.tally.steps += 1
+        found: tuple[Found, ...]
+        path: Path | None
         if watch is None or ledger is None or not watch.taken:
             return
-        with self._timed(), torch.no_grad():
+        found, path = (), None
+        with self._working():
+            self._pick = (self.tally.checked + 1) % max(1, watch.micros)
+            live = self._live(watch, ledger)
+            found, self._last = self._noted(live), live
             self.tally.checked += 1
-            self._pick = self.tally.checked % max(1, watch.micros)
-            self._last = self._live(watch, ledger)
-            found = self._noted(self._last)
-            path = self._kept(self._last, watch, found) if found else None
+            path = self._kept(live, watch, found) if found else None
         self._tell(found, path)
 
     def _live(self, watch: Watch, ledger: Ledger) -> Live:
@@ -259,7 +262,7 @@ class Guard:
                 "split": self.split,
                 "world": self._world,
                 "rank": self._rank,
-                "unseen": COMPILED if shut else "" if watch.micros else "no forward pass of the model was seen",
+                "unseen": _unseen(watch, shut=shut),
             },
         )
 
@@ -302,12 +305,28 @@ class Guard:
         self._watch = self._ledger = None
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _working(self) -> Iterator[None]:
+        """Time that the guard takes; where it breaks down itself it says so once, and no training ends for it."""
         began = time.perf_counter()
         try:
-            yield
+            with torch.no_grad():
+                yield
+        except Exception as error:  # noqa: BLE001 - models, batches and optimisers are foreign, of any kind
+            told = f"the guard itself failed: {type(error).__name__}: {error}"
+            if told not in self.tally.unasked.values():
+                warnings.warn(f"assay guard: {told}", GuardWarning, stacklevel=3)
+            self.tally.unasked |= {rule: told for rule in LAWS if not self.tally.asked[rule]}
         finally:
             self.tally.seconds += time.perf_counter() - began
+
+
+def _unseen(watch: Watch, *, shut: bool) -> str:
+    """Why a forward was not looked into; empty where it was."""
+    if watch.failed:
+        return f"the guard itself failed: {watch.failed}"
+    if shut:
+        return COMPILED
+    return "" if watch.micros else "no forward pass of the model was seen"
 
 
 def _ranks() -> tuple[int, int]:

@@ -47,7 +47,8 @@ def features(live: Live) -> Iterator[Evidence]:
 
 def _of_projector(live: Live) -> Iterator[Evidence]:
     """For families without grids: each picture [C,H,W] became T features, so runs of placeholders are multiples."""
-    shape, pixels = live.record.get("projected") or (), live.record.get("shapes", {}).get(PIXELS["image"], ())
+    shape: list[int] = live.record.get("projected") or []
+    pixels: list[int] = live.record.get("shapes", {}).get(PIXELS["image"], [])
     if len(shape) != 3 or len(pixels) != 4 or shape[0] != pixels[0]:
         raise Inexpressible("nothing says how many features each image of this family has")
     places, wanted = live.view.types == TYPES["image"], math.prod(shape[:2])
@@ -59,7 +60,11 @@ def _of_projector(live: Live) -> Iterator[Evidence]:
         if length % shape[1]:
             message = f"a run of {length} placeholders holds no whole number of images of {shape[1]} features"
             yield Evidence(
-                where="input_ids", measured=length, limit=f"multiples of {shape[1]}", message=message, index=(row, start)
+                where="input_ids",
+                measured=length,
+                limit=f"multiples of {shape[1]}",
+                message=message,
+                index=(row, start),
             )
             return
 
@@ -93,7 +98,7 @@ def _numbered(live: Live, rule: PositionRule, placed: list[Piece]) -> tuple[list
     for piece in placed:
         own = piece.of(types)
         rows[piece.number, : len(own)], real[piece.number, : len(own)] = own, 1
-    if bool((rows == mrope_positions.MODALITIES.index("audio")).any()):
+    if bool(rows.eq(mrope_positions.AUDIO).any()):
         raise Inexpressible("the batch has audio, whose features it does not count")
     try:
         ids, _ = mrope_positions.positions(rule, rows, attention_mask=real, **_sizes(live, rule))
@@ -146,7 +151,8 @@ def positions(live: Live) -> Iterator[Evidence]:
             measured, limit = (str((ids[:, place] - ids[:, 0]).tolist()) for ids in (mine, want))
             message = f"sample {piece.sample}: not the positions of the rule, first at its token {place}"
             index = (piece.row, piece.start + place)
-            told = f"{message} (counted from its first)"
+            by = "" if view.get("position_ids") is not None else "; the model made them itself"
+            told = f"{message} (counted from its first){by}"
             yield Evidence(where="positions", measured=measured, limit=limit, message=told, index=index)
             return
 
@@ -195,7 +201,7 @@ def targets(live: Live) -> Iterator[Evidence]:
     """
     view = live.view
     labels = _labels(live)
-    yield from _first(live, (labels >= 0) & ~view.real, "padding is trained on")
+    yield from _first(live, (labels >= 0) & _padding(view.real), "padding is trained on")
     yield from _first(live, (labels >= 0) & (view.types > 0) & view.real, "a placeholder is trained on")
     yield from _first(live, (labels < 0) & (labels != IGNORED), f"a label that is neither a token nor {IGNORED}")
     placed = pieces(live)
@@ -206,14 +212,25 @@ def targets(live: Live) -> Iterator[Evidence]:
         trained = own >= 0
         if not bool(trained[1:].any()) and (len(own) > 1 or not behind):
             message = f"sample {piece.sample} has no token that is trained on"
-            yield Evidence(where="labels", measured=0, limit="at least 1", message=message, index=(piece.row, piece.start))
+            yield Evidence(
+                where="labels", measured=0, limit="at least 1", message=message, index=(piece.row, piece.start)
+            )
             return
         if live.facts["shifts"] and float((own != ids)[trained].float().mean()) > MOSTLY:
             place = int(torch.nonzero((own != ids) & trained)[0])
             message = f"sample {piece.sample}: most labels are not the tokens' own ids{_shifted(own, ids)}"
             index = (piece.row, piece.start + place)
-            yield Evidence(where="labels", measured=int(own[place]), limit=int(ids[place]), message=message, index=index)
+            yield Evidence(
+                where="labels", measured=int(own[place]), limit=int(ids[place]), message=message, index=index
+            )
             return
+
+
+def _padding(real: Tensor) -> Tensor:
+    """What lies before and behind a row's text, but for one token: a mask made of ids may hide the end of a text."""
+    before, behind = real.long().cumsum(-1) == 0, real.flip(-1).long().cumsum(-1).flip(-1) == 0
+    last = torch.cat([behind[:, :1], behind[:, 1:] & ~behind[:, :-1]], dim=1)
+    return before | (behind & ~last)
 
 
 def _shifted(own: Tensor, ids: Tensor) -> str:
@@ -241,8 +258,8 @@ def share(live: Live) -> Iterator[Evidence]:
     """The part of a batch's text that is trained on lies within the bounds that were declared.
 
     Why: a template that changed, or a marker that is no longer found, trains on everything or on next to nothing. Both
-    look like training. What is right only you know: a task with short answers trains on 1 %, plain language modelling on
-    all.
+    look like training. What is right only you know: a task with short answers trains on 1 %, plain language modelling
+    on all.
 
     Example: ``share=(0.05, 0.6)``, and a release of the processor that writes another head of the answer.
     """
@@ -302,8 +319,11 @@ def _disagree(keys: dict[str, set[tuple[int, int]]], placed: list[Piece]) -> Ite
 
 def _seen(live: Live, inner: list[Piece]) -> Iterator[Evidence]:
     told, sees = live.record.get("attention"), live.tensors.get("used.sees")
+    rows = {1, len(live.view.ids)}
     if not told or told["by"] not in ALONE or told["mask"] not in {"none", "4d"}:
         return
+    if sees is not None and len(sees) not in rows:
+        return  # that of one part of a batch that was split
     for piece in inner:
         row = 0 if sees is None or len(sees) == 1 else piece.row
         if sees is None or bool(sees[row, piece.start - 1]):

@@ -30,7 +30,7 @@ class GuardCallback(TrainerCallback):  # type: ignore[misc]  # transformers is u
     def of(cls, guard: Guard) -> GuardCallback:
         """That of a guard which is there already."""
         made = cls()
-        made.guard, made._bound = guard, True  # noqa: SLF001 - it is its own
+        made.guard, made._bound = guard, True
         return made
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - transformers' signature

@@ -30,7 +30,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if inner is None and len(children) == 1:
             inner = next((children[name] for name in _WRAPPED if name in children), None)
         if inner is None and callable(getattr(model, "get_base_model", None)):
-            base = model.get_base_model()
+            reach: Any = model
+            base = reach.get_base_model()
             inner = base if base is not model else None
         if inner is None:
             return _configured(model)
@@ -79,7 +80,8 @@ def parts(inner: nn.Module) -> dict[str, nn.Module]:
 
 def _attention(inner: nn.Module) -> nn.Module | None:
     """The first attention of the decoder."""
-    for name, part in inner.named_modules():
+    named: dict[str, nn.Module] = dict(inner.named_modules())
+    for name, part in named.items():
         where = f"{name} {type(part).__name__}".lower()
         if type(part).__name__.endswith("Attention") and not any(word in where for word in _FOREIGN):
             return part

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -65,7 +67,7 @@ def pieces(live: Live) -> list[Piece]:
         if not real:
             continue
         edges = [real[0], *sorted(place for at, place in starts if at == row), real[-1] + 1]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             if not _filling(view, row, start, stop, real[0]):
                 found.append(Piece(len(found), len(found), row, start, stop))
     return found

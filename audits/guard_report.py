@@ -49,9 +49,9 @@ class Tally:
 def report(tally: Tally, every: int, last: Live | None, processor: Any) -> str:
     """The report, in lines."""
     whole = time.perf_counter() - tally.began
+    found = sum(tally.broken.values())
     lines = [
-        f"assay guard: {tally.steps} steps, {tally.checked} checked (every {every}), "
-        f"{sum(tally.broken.values())} with findings",
+        f"assay guard: {tally.steps} steps, {tally.checked} checked (every {every}), {found} findings",
         *_laws(tally),
         *(() if last is None else _last(last, processor)),
         f"  cost: {tally.seconds:.3g} s of {whole:.3g} s ({tally.seconds / max(whole, 1e-9):.2%})",

@@ -29,7 +29,9 @@ def loss(live: Live) -> Iterator[Evidence]:
     losses = live.tensors["step.loss"]
     for place in torch.nonzero(~torch.isfinite(losses)).flatten().tolist()[:1]:
         message = f"the loss of micro-batch {place} of the step is no finite number{_without(live, place)}"
-        yield Evidence(where="loss", measured=str(float(losses[place])), limit="finite", message=message, index=(place,))
+        yield Evidence(
+            where="loss", measured=str(float(losses[place])), limit="finite", message=message, index=(place,)
+        )
         return
     broken = [part for part in live.record["parts"] if not part["finite"]]
     if broken and not live.record["scaled"]:
@@ -83,7 +85,9 @@ def reached(live: Live) -> Iterator[Evidence]:
     if live.record["elsewhere"]:
         raise Inexpressible(live.record["elsewhere"])
     if not whole["trained"]:
-        yield Evidence(where="parameters", measured=0, limit="some", message="no parameter of the model is to be trained")
+        yield Evidence(
+            where="parameters", measured=0, limit="some", message="no parameter of the model is to be trained"
+        )
         return
     if _bare(whole) and _meant(live):
         yield Evidence(where="gradients", measured="none", limit="some", message="the loss reaches no parameter")

@@ -25,7 +25,8 @@ FEW = 4096
 class Watch:
     """The hooks of one checked step. ``pick`` is which of its micro-batches is looked at, the first where it has less.
 
-    ``called`` has the parts that ran, and whether autograd recorded what they gave. ``late`` is called where a forward begins after the step was taken: another has begun.
+    ``called`` has the parts that ran, and whether autograd recorded what they gave. ``late`` is called where a forward
+    begins after the step was taken: another has begun. ``failed`` says how a hook broke down, which ends no training.
     """
 
     def __init__(self, places: Places, pick: int, late: Callable[[], None]) -> None:
@@ -34,6 +35,7 @@ class Watch:
         self._inside = False
         self.micros = 0
         self.taken = False
+        self.failed = ""
         self.called: dict[str, bool] = {}
         self.notes: dict[str, Any] = {}
         self._given: dict[str, Any] = {}
@@ -46,18 +48,39 @@ class Watch:
         self._hook()
 
     def _hook(self) -> None:
-        places, add = self._places, self._handles.append
+        places, add, safe = self._places, self._handles.append, self._safe
         for module in places.outer:
-            add(module.register_forward_pre_hook(self._before, with_kwargs=True))
-            add(module.register_forward_hook(self._after, always_call=True))
+            add(module.register_forward_pre_hook(self._beginning, with_kwargs=True))
+            add(module.register_forward_hook(safe(self._after), always_call=True))
         for module in places.rotaries:
-            add(module.register_forward_pre_hook(self._positions, with_kwargs=True))
+            add(module.register_forward_pre_hook(safe(self._positions), with_kwargs=True))
         if places.attention is not None:
-            add(places.attention.register_forward_pre_hook(self._attended, with_kwargs=True))
+            add(places.attention.register_forward_pre_hook(safe(self._attended), with_kwargs=True))
         if places.projector is not None:
-            add(places.projector.register_forward_hook(self._projected))
+            add(places.projector.register_forward_hook(safe(self._projected)))
         for name, part in places.parts.items():
-            add(part.register_forward_hook(self._noting(name)))
+            add(part.register_forward_hook(safe(self._noting(name))))
+
+    def _safe(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """A hook that ends no training. Where a model is compiled it is traced, and nothing of it is left."""
+
+        def spared(*args: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+            try:
+                hook(*args)
+            except Exception as error:  # noqa: BLE001 - what is looked at is foreign, of any kind
+                self.failed = f"{type(error).__name__}: {error}"
+
+        return spared
+
+    def _beginning(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling() or self._inside or not torch.is_grad_enabled():
+            return
+        if self.taken:
+            self._late()
+        else:
+            self._safe(self._before)(module, args, kwargs)
 
     def close(self) -> None:
         """Take the hooks out, and let go of what was kept."""
@@ -93,12 +116,6 @@ class Watch:
         self._given = {}
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Where a model is compiled this is traced, and nothing of it is left.
-        if torch.compiler.is_compiling() or self._inside or not torch.is_grad_enabled():
-            return
-        if self.taken:
-            self._late()
-            return
         self._inside = True
         with torch.no_grad():
             own = {name: value for name, value in self._given.items() if value is not None}
@@ -124,7 +141,7 @@ class Watch:
         self.notes |= {"shapes": shapes, "micro": self.micros - 1, "half": _in_half()}
 
     def _after(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self._inside or not torch.is_grad_enabled():
+        if not self._inside or not torch.is_grad_enabled():
             return
         self._inside = False
         self._lost(_loss(output))
@@ -134,14 +151,14 @@ class Watch:
             self._losses.append(loss.detach().mean().float())
 
     def _positions(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not self._looking() or "used.positions" in self._kept:
+        if not self._looking() or "used.positions" in self._kept:
             return
         ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
         if isinstance(ids, Tensor) and ids.ndim in {2, 3}:
             self._kept["used.positions"] = ids.detach().clone().reshape(-1, *ids.shape[-2:])
 
     def _attended(self, module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not self._looking() or "attention" in self.notes:
+        if not self._looking() or "attention" in self.notes:
             return
         mask = kwargs.get("attention_mask")
         told = {"by": str(getattr(getattr(module, "config", None), "_attn_implementation", "")), "mask": "none"}
@@ -155,12 +172,12 @@ class Watch:
         self.notes["attention"] = told
 
     def _projected(self, _module: Any, _args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and self._looking() and isinstance(output, Tensor):
+        if self._looking() and isinstance(output, Tensor):
             self.notes["projected"] = list(output.shape)
 
     def _noting(self, name: str) -> Callable[..., None]:
         def note(_module: Any, _args: Any, output: Any) -> None:
-            if not torch.compiler.is_compiling() and self._inside:
+            if self._inside:
                 self.called[name] = self.called.get(name, False) or _recorded(output)
 
         return note
@@ -195,7 +212,9 @@ def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return {**args[0], **kwargs}
     inner = dict(module.named_children())
     owner = inner.get("_orig_mod") or inner.get("module") or module
-    names = [item.name for item in inspect.signature(owner.forward).parameters.values() if item.kind != item.VAR_KEYWORD]
+    names = [
+        item.name for item in inspect.signature(owner.forward).parameters.values() if item.kind != item.VAR_KEYWORD
+    ]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 

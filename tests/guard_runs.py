@@ -52,7 +52,9 @@ def labels_of(model: Any, batch: Mapping[str, Any]) -> Tensor:
     return ids.masked_fill(torch.isin(ids, special) | (shown.reshape(ids.shape) == 0), -100)
 
 
-def pack_of(model: Any, told: str, samples: Sequence[str] = ("t5 i4x8 t6", "t9", "t3 i8x4 t9"), name: str = NAME) -> Any:
+def pack_of(
+    model: Any, told: str, samples: Sequence[str] = ("t5 i4x8 t6", "t9", "t3 i8x4 t9"), name: str = NAME
+) -> Any:
     """The samples in one row, their boundaries told in a way of ``packed_run``; no first token is trained."""
     packing = PackedModel.__new__(PackedModel)
     packing._family, packing._patch = causal.loaded(name), ""

@@ -110,7 +110,7 @@ def tower_frozen_by_accident(model: Any, batch: dict[str, Any]) -> None:
 @broken("reached")
 def tower_detached(model: Any, batch: dict[str, Any]) -> None:
     inner = model.model.visual.forward
-    model.model.visual.forward = lambda *args, **kwargs: torch.no_grad()(inner)(*args, **kwargs)
+    model.model.visual.forward = torch.no_grad()(inner)
 
 
 @broken("reached")
@@ -206,12 +206,11 @@ def test_every_law_has_a_page(rule: str) -> None:
 
 def test_it_stops_where_it_is_asked_to(tmp_path: Path) -> None:
     model = model_of()
-    batch = batch_of(model) | {"labels": torch.full((2, 38), -100)}
-    optimizer = adam(model)
-    with pytest.raises(assay.GuardStop) as stopped, guard(model, optimizer, on_finding="stop", folder=tmp_path):
-        batch["labels"] = torch.full_like(batch["input_ids"], -100)
-        step(model, batch)
-        optimizer.step()
+    batch, optimizer = batch_of(model), adam(model)
+    with guard(model, optimizer, on_finding="stop", folder=tmp_path):
+        step(model, batch | {"labels": torch.full_like(batch["input_ids"], -100)})
+        with pytest.raises(assay.GuardStop) as stopped:
+            optimizer.step()
     assert stopped.value.step == 1
     assert stopped.value.path is not None and stopped.value.path.is_file()
     assert "guard.loss" in {found.rule for found in stopped.value.findings}
@@ -250,3 +249,18 @@ def test_settings_are_checked(options: dict[str, Any], told: str) -> None:
 def test_what_is_neither_trainer_nor_optimizer_is_refused() -> None:
     with pytest.raises(TypeError, match="trainer_or_optimizer: expected a transformers Trainer"):
         guard(torch.nn.Linear(2, 2), None)
+
+
+def test_a_guard_that_breaks_down_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr("assay.audits.guard.fetch", fails)
+    model = model_of("llama")
+    batch, optimizer = batch_of(model, ("t9",), "llama"), adam(model)
+    with guard(model, optimizer, folder=tmp_path, on_finding="stop") as found:
+        step(model, batch)
+        with pytest.warns(assay.GuardWarning, match="nobody thought of this"):
+            optimizer.step()
+    assert not found.findings
+    assert "nobody thought of this" in found.report()

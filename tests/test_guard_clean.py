@@ -97,6 +97,15 @@ def _chunked(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     return {"input_ids": ids, "labels": ids.clone(), "attention_mask": torch.ones_like(ids)}
 
 
+def _end_hidden(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """Padding is the end of text, and the mask is made of ids: it hides the end, which is trained on."""
+    ids, labels = batch["input_ids"].clone(), batch["labels"].clone()
+    last = batch["attention_mask"].sum(-1) - 1
+    for row, place in enumerate(last.tolist()):
+        ids[row, place:], labels[row, place] = 2, 2
+    return {"input_ids": ids, "labels": labels, "attention_mask": ids.ne(2).long()}
+
+
 def _counted(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     return {"num_items_in_batch": batch["labels"][:, 1:].ne(-100).sum()}
 
@@ -114,7 +123,18 @@ def _shifted_apart(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "change",
-    [_answers, _without_mask, _own_ids, _noised, _blocks, _filled_up, _chunked, _counted, _counted_whole, _shifted_apart],
+    [
+        _answers,
+        _without_mask,
+        _own_ids,
+        _noised,
+        _blocks,
+        _filled_up,
+        _chunked,
+        _counted,
+        _counted_whole,
+        _shifted_apart,
+    ],
     ids=lambda change: change.__name__.strip("_").replace("_", "-"),
 )
 def test_texts_written_otherwise(change: Callable[[Any, Any], dict[str, Any]], tmp_path: Path) -> None:
@@ -157,7 +177,10 @@ def test_half_precision_and_a_small_rate(tmp_path: Path) -> None:
     """Steps that a dtype rounds away are none of the optimizer's doing."""
     model = model_of("llama").to(torch.bfloat16)
     found = watched(
-        model, batch_of(model, ("t9",), "llama"), tmp_path, made=lambda made: torch.optim.SGD(made.parameters(), lr=1e-9)
+        model,
+        batch_of(model, ("t9",), "llama"),
+        tmp_path,
+        made=lambda made: torch.optim.SGD(made.parameters(), lr=1e-9),
     )
     _silent(found)
     assert "too small for the dtype" in found.tally.unasked["guard.stepped"]
@@ -216,7 +239,9 @@ def _llava() -> Any:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LlavaForConditionalGeneration(LlavaConfig(vision_config=tower, text_config=text, image_token_index=60)).train()
+        return LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=tower, text_config=text, image_token_index=60)
+        ).train()
 
 
 def test_a_family_without_grids(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_rule_has_two_files_and_a_folder_as_many_as_are_allowed(tmp_path: Path
     _steps(tmp_path, 4)
     assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.safetensors"))) == 2
     _steps(tmp_path, 4, keep=3)
-    assert sorted(path.name for path in tmp_path.glob("*.json"))[-1] == "step-0000002-rank-0.json"
+    assert max(path.name for path in tmp_path.glob("*.json")) == "step-0000002-rank-0.json"
     assert len(list(tmp_path.glob("*.json"))) == 3, "earlier runs count"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ class Adapted(nn.Module):
 
 
 def checkpointed(model: Any) -> Any:
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
     return model
 
 
@@ -172,7 +173,7 @@ class Log(TorchDispatchMode):
 
 
 @pytest.fixture
-def fetches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Log]]:
+def fetches(monkeypatch: pytest.MonkeyPatch) -> list[Log]:
     logs: list[Log] = []
 
     def marked(tensors: Any) -> Any:
@@ -180,7 +181,7 @@ def fetches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Log]]:
         return fetch(tensors)
 
     monkeypatch.setattr(guard_module, "fetch", marked)
-    yield logs
+    return logs
 
 
 def _logged(folder: Path | None, logs: list[Log], steps: int) -> list[list[str]]:

@@ -22,7 +22,9 @@ def _quick(one_thread: None) -> None:
     """Tiny models."""
 
 
-def trainer_of(model: Any, folder: Path, batches: list[Any], *, kind: Any = None, callbacks: Any = (), **more: Any) -> Any:
+def trainer_of(
+    model: Any, folder: Path, batches: list[Any], *, kind: Any = None, callbacks: Any = (), **more: Any
+) -> Any:
     """A Trainer that takes two steps of two micro-batches each."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -122,7 +124,9 @@ def test_a_loss_that_a_subclass_computes_is_seen(tmp_path: Path) -> None:
     from transformers import Trainer
 
     class Own(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
             labels = inputs.pop("labels")
             logits = model(**inputs).logits
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
@@ -158,6 +162,6 @@ def test_the_trainer_has_to_train_the_model_that_is_named(tmp_path: Path) -> Non
 def test_it_says_what_was_asked_and_what_is_trained(tmp_path: Path) -> None:
     found, _, _ = watched(tmp_path, "trainer")
     told = found.report()
-    assert "2 steps, 2 checked (every 1), 0 with findings" in told
+    assert "2 steps, 2 checked (every 1), 0 findings" in told
     assert "guard.share       not asked: no bounds were declared" in told
     assert "model.visual" in told and "of the text of the last batch" in told and "cost:" in told

@@ -120,6 +120,7 @@ class Guard:
                 raise ValueError(f"trained: expected parts of names of parameters, none has {name!r}")
         self._rank, self._world = _ranks()
         self._shelf = Shelf(given.folder, given.keep, self._rank)
+        self._places: guard_model.Places | None = None
         self._watch: Watch | None = None
         self._ledger: Ledger | None = None
         self._pick = 0
@@ -188,9 +189,10 @@ class Guard:
             return
         with self._working():
             inner = guard_model.unwrapped(self.model)
-            places = guard_model.places(self.model)
-            self._inner, self._watch = inner, Watch(places, self._pick, self._late)
-            self._ledger = Ledger(inner, places.parts)
+            if self._places is None or inner is not self._inner:
+                self._inner, self._places = inner, guard_model.places(self.model)
+            self._ledger = Ledger(inner, self._places.parts)
+            self._watch = Watch(self._places, self._pick, self._late)
 
     def grade(self, optimizers: Sequence[Any]) -> None:
         """The gradients of the step are there, and the optimiser is about to use them."""
@@ -243,11 +245,6 @@ class Guard:
         shut = guard_model.compiled(self.model)
         own, kept = ledger.tensors(), watch.tensors()
         got = fetch({**own, **kept})
-        declared = [
-            name
-            for name, parameter in self._inner.named_parameters()
-            if any(word in name for word in self._given.trained) and not parameter.requires_grad
-        ]
         return Live(
             {name: got[name] for name in kept},
             {
@@ -256,7 +253,7 @@ class Guard:
                 "parts": ledger.rows(got, None if shut else watch.called),
                 "micros": watch.micros,
                 "share": list(self._given.share),
-                "frozen": declared,
+                "frozen": ledger.frozen(self._given.trained),
                 "elsewhere": self.elsewhere,
                 "scaled": self.half or bool(watch.notes.get("half")),
                 "split": self.split,

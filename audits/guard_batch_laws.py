@@ -92,6 +92,11 @@ def _rule(live: Live) -> PositionRule | None:
 
 def _numbered(live: Live, rule: PositionRule, placed: list[Piece]) -> tuple[list[Tensor], str]:
     """The rule's positions [A,n] of each sample, or why there are none."""
+    known: tuple[list[Tensor], str] = live.once("numbered", lambda: _counted(live, rule, placed))
+    return known
+
+
+def _counted(live: Live, rule: PositionRule, placed: list[Piece]) -> tuple[list[Tensor], str]:
     types = live.view.types
     longest = max((piece.stop - piece.start for piece in placed), default=0)
     rows, real = (torch.zeros(len(placed), longest, dtype=torch.long) for _ in range(2))

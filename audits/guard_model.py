@@ -117,10 +117,11 @@ class Sample:
     groups: tuple[Tensor, ...]
     places: tuple[tuple[int, int, int] | None, ...]
 
-    def of(self, groups: Sequence[Tensor], number: int) -> Tensor | None:
-        """The elements of a tensor, float64 on the CPU, of the ``groups`` as they came there."""
-        place = self.places[number]
-        return None if place is None else groups[place[0]][place[1] : place[2]].double()
+    def told(self, groups: Sequence[Tensor], number: int) -> list[list[float]]:
+        """The elements of each of ``number`` tensors, of the ``groups`` as they came to the CPU."""
+        held = [group.tolist() for group in groups]
+        own = [[] if place is None else held[place[0]][place[1] : place[2]] for place in self.places]
+        return own or [[] for _ in range(number)]
 
 
 def sample(tensors: Iterable[Tensor | None]) -> Sample:
@@ -135,7 +136,8 @@ def sample(tensors: Iterable[Tensor | None]) -> Sample:
             continue
         kind = own.device, own.dtype
         held.setdefault(kind, []).append(own)
-        start, ends[kind] = ends.get(kind, 0), ends.get(kind, 0) + len(own)
+        start = ends.get(kind, 0)
+        ends[kind] = start + own.shape[0]
         found.append((list(held).index(kind), start, ends[kind]))
     return Sample(tuple(torch.cat(pieces) for pieces in held.values()), tuple(found))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,26 +19,29 @@ STEPS = 4
 class Ledger:
     """Samples of the trained parameters of a model and of their gradients. Everything stays where it lies."""
 
-    def __init__(self, inner: nn.Module, parts: Mapping[str, nn.Module]) -> None:
-        """Before the step."""
+    def __init__(self, inner: nn.Module, parts: Iterable[str]) -> None:
+        """Before the step. ``parts`` are the names of the model's parts."""
         self._named = dict(inner.named_parameters())
-        self._parts = {WHOLE: inner, **parts}
-        self._all = list(self._named.values())
+        self._parts = (WHOLE, *parts)
         self._before = sample(self._elements())
-        self._grads = Sample((), (None,) * len(self._all))
+        self._after = self._before
+        self._grads = Sample((), ())
         self._tops: Tensor | None = None
         self._topped: list[int] = []
-        self._none = [True] * len(self._all)
+        self._none: list[bool] = [True] * len(self._named)
         self._rates: dict[int, Any] = {}
-        self._top_rate: tuple[float | None] | None = None
-        self._after = self._before
 
     def _elements(self) -> Iterator[Tensor | None]:
-        return (parameter if parameter.requires_grad else None for parameter in self._all)
+        return (parameter if parameter.requires_grad else None for parameter in self._named.values())
+
+    def frozen(self, words: Sequence[str]) -> list[str]:
+        """The names of parameters with one of these words in them that are not to be trained."""
+        named = self._named.items() if words else ()
+        return [name for name, one in named if not one.requires_grad and any(word in name for word in words)]
 
     def graded(self, optimizers: Sequence[Any]) -> None:
         """Between the backward passes and the step."""
-        grads = [parameter.grad for parameter in self._all]
+        grads = [parameter.grad for parameter in self._named.values()]
         self._none = [grad is None for grad in grads]
         self._grads = sample(grads)
         dense = {number: own for number, grad in enumerate(grads) if (own := _dense(grad)) is not None}
@@ -48,63 +51,53 @@ class Ledger:
 
     def tensors(self) -> dict[str, Tensor]:
         """After the step: what the rows are made of, where it lies."""
-        after = sample(self._elements())
-        groups = {"before": self._before, "after": after, "grads": self._grads}
+        self._after = sample(self._elements())
+        groups = {"before": self._before, "after": self._after, "grads": self._grads}
         found = {f"{name}.{at}": group for name, own in groups.items() for at, group in enumerate(own.groups)}
         found |= {f"rate.{key}": rate.detach() for key, rate in self._rates.items() if isinstance(rate, Tensor)}
-        self._after = after
         return found | ({} if self._tops is None else {"tops": self._tops})
 
     def rows(self, got: Mapping[str, Tensor], called: Mapping[str, bool] | None) -> list[dict[str, Any]]:
         """Of each part, the model first: JSON of what its parameters were and became, of the fetched tensors."""
-        facts = list(self._facts(got))
-        numbers = {id(parameter): number for number, parameter in enumerate(self._all)}
+        facts = dict(zip(self._named, self._facts(got), strict=True))
         seen = {} if called is None else {WHOLE: True, **called}
-        return [
-            _row(name, [facts[numbers[id(one)]] for one in part.parameters() if id(one) in numbers], seen)
-            for name, part in self._parts.items()
-            if next(part.parameters(), None) is not None
-        ]
+        own = {part: [fact for name, fact in facts.items() if _within(name, part)] for part in self._parts}
+        return [_row(part, held, seen) for part, held in own.items() if held]
 
     def _facts(self, got: Mapping[str, Tensor]) -> Iterator[dict[str, Any]]:
         """Of each parameter."""
-        groups = {
-            name: [got[f"{name}.{at}"] for at in range(len(own.groups))]
-            for name, own in (("before", self._before), ("after", self._after), ("grads", self._grads))
+        samples = {"before": self._before, "after": self._after, "grads": self._grads}
+        held = {
+            name: own.told([got[f"{name}.{at}"] for at in range(len(own.groups))], len(self._named))
+            for name, own in samples.items()
         }
         tops = dict(zip(self._topped, got["tops"].tolist(), strict=True)) if "tops" in got else {}
-        for number, parameter in enumerate(self._all):
-            before, after = self._before.of(groups["before"], number), self._after.of(groups["after"], number)
+        known = {key: _number(got, key, rate) for key, rate in self._rates.items()}
+        highest = max((rate for rate in known.values() if rate is not None), default=None)
+        for number, parameter in enumerate(self._named.values()):
+            old, new, grad = (held[name][number] for name in ("before", "after", "grads"))
+            # Of a parameter that no optimiser holds, copies may be held: then the largest rate of all.
+            rate = known.get(id(parameter), highest)
             yield {
                 "trained": parameter.requires_grad,
                 "none": self._none[number],
                 "top": tops.get(number),
                 "outside": id(parameter) not in self._rates,
-                "moved": before is not None and after is not None and bool((before != after).any()),
-                "expected": self._expected(got, parameter, before, self._grads.of(groups["grads"], number)),
+                "moved": old != new,
+                "expected": _expected(rate, torch.finfo(parameter.dtype).eps, old, grad) if old else False,
             }
 
-    def _expected(self, got: Mapping[str, Tensor], parameter: Tensor, old: Tensor | None, grad: Tensor | None) -> bool:
-        """Whether a step that is taken must show in one of the elements that are looked at."""
-        if old is None or grad is None or grad.shape != old.shape or not self._rates:
-            return False
-        rate = self._rate(got, parameter)
-        if rate is None or rate <= 0:
-            return False
-        moves = torch.minimum(rate * grad.abs(), torch.full_like(grad, rate))
-        return bool((moves > STEPS * torch.finfo(parameter.dtype).eps * old.abs()).any())
 
-    def _rate(self, got: Mapping[str, Tensor], parameter: Tensor) -> float | None:
-        """Its learning rate; of one that no optimiser holds the largest of all, since copies of it may be held."""
-        if id(parameter) not in self._rates:
-            return self._highest(got)
-        return _number(got, id(parameter), self._rates[id(parameter)])
+def _within(name: str, part: str) -> bool:
+    return part == WHOLE or name.startswith(f"{part}.")
 
-    def _highest(self, got: Mapping[str, Tensor]) -> float | None:
-        if self._top_rate is None:
-            found = (_number(got, key, rate) for key, rate in self._rates.items())
-            self._top_rate = (max((rate for rate in found if rate is not None), default=None),)
-        return self._top_rate[0]
+
+def _expected(rate: float | None, eps: float, old: Sequence[float], grad: Sequence[float]) -> bool:
+    """Whether a step that is taken must show in one of the elements that are looked at."""
+    if rate is None or rate <= 0:
+        return False
+    pairs = zip(old, grad, strict=False)
+    return any(min(rate, rate * abs(slope)) > STEPS * eps * abs(value) for value, slope in pairs)
 
 
 def _number(got: Mapping[str, Tensor], key: int, rate: Any) -> float | None:

@@ -19,6 +19,11 @@ def said(live: Live) -> dict[str, set[Place]]:
 
     What says nothing is left out: a mask of ones, positions that go on. In the order in which they are believed.
     """
+    known: dict[str, set[Place]] = live.once("said", lambda: _said(live))
+    return known
+
+
+def _said(live: Live) -> dict[str, set[Place]]:
     found, view = {}, live.view
     for name in BOUNDARIES:
         if (lengths := view.get(name)) is not None:
@@ -59,6 +64,11 @@ def _restarts(ids: Tensor, real: Tensor) -> set[Place]:
 
 def pieces(live: Live) -> list[Piece]:
     """Each sample of the batch, row after row. Padding at the end of a row that counts as a sample is none."""
+    known: list[Piece] = live.once("pieces", lambda: _pieces(live))
+    return known
+
+
+def _pieces(live: Live) -> list[Piece]:
     view = live.view
     starts = next(iter(said(live).values()), set())
     found: list[Piece] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +77,17 @@ class Live:
             raise Inexpressible(self.record.get("unseen") or "the forward is given no input_ids")
         batch = {name: value for name, value in self.tensors.items() if name.startswith("batch.")}
         return View({**batch, "record": as_bytes({"facts": self.record["facts"]})})
+
+    @cached_property
+    def held(self) -> dict[str, Any]:
+        """What several laws need and one has made: see :meth:`once`."""
+        return {}
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, made once."""
+        if name not in self.held:
+            self.held[name] = make()
+        return self.held[name]
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -156,20 +156,28 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
 @app.command()
 def show(
     pipeline: Annotated[
-        str, typer.Option(metavar="PKG.MOD:MAKE", help="The function that makes the pipeline, as for audit.")
-    ],
+        str | None, typer.Option(metavar="PKG.MOD:MAKE", help="The function that makes the pipeline, as for audit.")
+    ] = None,
+    batch: Annotated[Path | None, typer.Option(metavar="FILE", help="Or a batch that a guard wrote.")] = None,
     samples: Annotated[
         str, typer.Option(metavar="0,1,2", help="The samples of the batch by their indices; the first four.")
     ] = "",
     html: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("batch.html"),
     time_limit: Limit = 60.0,
 ) -> None:
-    """Draw one batch of a pipeline as a page: every token, what is trained on, and the positions."""
+    """Draw one batch as a page: every token, what is trained on, and the positions."""
     from assay.audits import pipeline_show, session
 
+    if (pipeline is None) == (batch is None) or (batch is not None and samples):
+        raise BadUsage("expected --pipeline, with --samples if you like, or --batch")
     session.check_outputs({"html": html})
-    _import_from_here()
-    shown = pipeline_show.page(pipeline, pipeline_show.indices(samples), time_limit)
+    if batch is not None:
+        from assay.audits import guard_show
+
+        shown = guard_show.page(batch)
+    else:
+        _import_from_here()
+        shown = pipeline_show.page(str(pipeline), pipeline_show.indices(samples), time_limit)
     session.written(html, shown.html)
     for line in (*shown.lines, f"{html} written"):
         typer.echo(line)
@@ -196,11 +204,16 @@ def explain(rule: Annotated[str, typer.Argument(help="A rule, law, fault, operat
 
 @app.command()
 def repro(
-    finding: Annotated[str, typer.Argument(help="Its fingerprint, the start of it, or its rule.")],
+    finding: Annotated[
+        str, typer.Argument(help="Its fingerprint, the start of it, or its rule; or a batch that a guard wrote.")
+    ],
     report: ReportFile = Path("report.json"),
 ) -> None:
-    """Run one finding of a report again."""
+    """Run one finding of a report again, or judge a guard's batch again."""
     import tempfile
+
+    if Path(finding).suffix in {".json", ".safetensors"}:
+        _judge(Path(finding))
 
     from assay.audits import repro as again
 
@@ -215,6 +228,16 @@ def repro(
         said, verdict = again.outcome(wanted, _load(written))
     typer.echo(f"{wanted.fingerprint} {said}")
     raise typer.Exit(EXIT[verdict])
+
+
+def _judge(batch: Path) -> None:
+    """What a guard wrote, put to its laws again."""
+    from assay.audits import guard_show
+
+    result = guard_show.again(batch)
+    for line in result.lines:
+        typer.echo(line)
+    raise typer.Exit(EXIT[result.verdict])
 
 
 @app.command()

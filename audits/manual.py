@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 
-from assay.audits import registry
+from assay.audits import guard_judge, registry
 from assay.audits.terms import Component, Exact, Fault, Law, Numeric, Operation, Report
 from assay.audits.usage import BadUsage
 
@@ -71,6 +71,7 @@ def _laws() -> Iterator[tuple[str, str]]:
 def _everything() -> Iterator[tuple[str, str]]:
     """Name to page. Names of two kinds may end alike: then both pages are shown."""
     yield from DOORS.items()
+    yield from guard_judge.pages().items()
     for name, text in _machine().items():
         yield name, f"{name}\n\n{text}"
     for room in registry.components():

@@ -84,7 +84,7 @@ def _drawn(ref: str, trial: Trial) -> Shown:
     rows = list(_rows(bare, found, ran))
     notes = [*_notes(found, ran), *_findings(bare)]
     title = f"A batch of {ref}: {listed(found.samples)}"
-    return Shown(render(title, rows, notes), tuple(_line(row) for row in rows) + tuple(notes))
+    return Shown(render(title, rows, notes), tuple(line(row) for row in rows) + tuple(notes))
 
 
 def _ran(trial: Trial, found: View) -> View | str:
@@ -133,8 +133,8 @@ def _findings(trial: Trial) -> Iterator[str]:
 
 
 def _rows(trial: Trial, found: View, ran: View | str) -> Iterator[Row]:
-    axes = _axes(found, ran)
-    kinds = _kinds(found)
+    lines = axes(found, ran)
+    own = kinds(found)
     texts = found.record["texts"] or [[str(token) for token in row] for row in found.ids.tolist()]
     starts, here = _starts(trial, found)
     labels = found.labels if _labelled(found) else None
@@ -143,11 +143,11 @@ def _rows(trial: Trial, found: View, ran: View | str) -> Iterator[Row]:
             name=f"row {row}{': ' if here[row] else ''}{listed(here[row]) if here[row] else ''}",
             ids=ids,
             texts=texts[row],
-            kinds=kinds[row],
+            kinds=own[row],
             trained=[False] * len(ids) if labels is None else (labels[row] >= 0).tolist(),
             starts=starts[row],
             samples=[f"sample {number}" for number in here[row]],
-            axes={name: values[row] for name, values in axes.items()},
+            axes={name: values[row] for name, values in lines.items()},
         )
 
 
@@ -156,7 +156,7 @@ def _labelled(found: View) -> bool:
     return labels is not None and labels.numel() == found.ids.numel()
 
 
-def _axes(found: View, ran: View | str) -> dict[str, list[list[int]]]:
+def axes(found: View, ran: View | str) -> dict[str, list[list[int]]]:
     """By the name of the axis, the positions of each row; none where nobody has any."""
     ids: Tensor | None = None
     if not isinstance(ran, str) and "positions" in ran.values:
@@ -170,7 +170,8 @@ def _axes(found: View, ran: View | str) -> dict[str, list[list[int]]]:
     return {name: values.tolist() for name, values in zip(names, ids, strict=True)}
 
 
-def _kinds(found: View) -> list[list[str]]:
+def kinds(found: View) -> list[list[str]]:
+    """What each token of each row is, of ``render.batch.KINDS``."""
     special = set(found.facts["special"]) - set(found.facts["placeholders"].values())
     rows = zip(found.ids.tolist(), found.types.tolist(), found.real.tolist(), strict=True)
     return [
@@ -213,6 +214,7 @@ def listed(numbers: Sequence[int]) -> str:
     return f"samples {', '.join(map(str, numbers))}"
 
 
-def _line(row: Row) -> str:
+def line(row: Row) -> str:
+    """A row in words."""
     pads = sum(kind == "pad" for kind in row.kinds)
     return f"{row.name}: {len(row.ids)} tokens, {pads} of them padding, {sum(row.trained)} trained"

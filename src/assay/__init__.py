@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from assay.audits.guard import guard as guard
+    from assay.audits.guard_callback import GuardCallback as GuardCallback
+    from assay.audits.guard_terms import GuardStop as GuardStop
+    from assay.audits.guard_terms import GuardWarning as GuardWarning
     from assay.audits.patches import patch as patch
     from assay.audits.pipelines import Pipeline as Pipeline
 
@@ -21,7 +25,14 @@ if _BROKEN:
         "true, or install a wheel."
     )
 
-_LAZY = {"Pipeline": "assay.audits.pipelines", "patch": "assay.audits.patches"}
+_LAZY = {
+    "GuardCallback": "assay.audits.guard_callback",
+    "GuardStop": "assay.audits.guard_terms",
+    "GuardWarning": "assay.audits.guard_terms",
+    "Pipeline": "assay.audits.pipelines",
+    "guard": "assay.audits.guard",
+    "patch": "assay.audits.patches",
+}
 """Public names, and the module that each comes from when it is first used: importing assay imports no torch."""
 
 

@@ -69,9 +69,10 @@ class Cut:
 
 
 def shape_class(x: Tensor, rules: Rules) -> str:
-    """What `choices` calls rows like those of x: the size of a logit, the power of two that V fits, the soft-cap."""
+    """What `choices` calls rows like those of x: the size of a logit, the power of two that V fits, what slows them."""
+    anywhere = ", beginning anywhere" if x.shape[-1] % 8 else ""
     capped = ", soft-cap" if rules.softcap else ""
-    return f"{x.element_size()} bytes, {triton.next_power_of_2(x.shape[-1])} columns{capped}"
+    return f"{x.element_size()} bytes, {triton.next_power_of_2(x.shape[-1])} columns{anywhere}{capped}"
 
 
 def cut(kernel: str, x: Tensor, rules: Rules) -> Cut:

@@ -70,9 +70,7 @@ def _one_read() -> AbstractContextManager[None]:
     """The fused pass in the form that reads once, whatever was chosen."""
     from assay.kernels import choices
 
-    told = choices.look_up(
-        "cross_entropy.fused", "", torch.empty((), device="meta")
-    )  # what is being tuned, if anything
+    told = choices.look_up("cross_entropy.fused", "", torch.empty((), device="meta"))  # what is being tuned
     return choices.forced("cross_entropy.fused", {**told, "form": choices.ONE_READ})
 
 

@@ -102,6 +102,7 @@ def ready(
     """A provider made ready: warmed up, and captured where that can be. Raises what the provider raises.
 
     The backward pass of what consumes its input is that of copies of its own: others still need what it overwrites.
+    Whatever else is consumed is whole again when this returns, and after each sample.
     """
     cpu = next(iter(problem.tensors.values())).device.type == "cpu"
     if mode == "backward":
@@ -111,19 +112,23 @@ def ready(
     for _ in range(1 if cpu and mode != "backward" else 2):  # some can go back only once
         run()
     if cpu:
+        run.mend()
         return Timed(name, sample=lambda: _clocked(run), wall=lambda: _clocked(run), how="wall")
     torch.cuda.synchronize()
     graph = _captured(run, len(sets))
     restore = _captured(run.restore, len(sets)) if graph is not None and run.restores else None
+    run.mend()
 
     def replayed() -> float:
         assert graph is not None
         own = _events(graph.replay) / len(sets)
-        return own - (_events(restore.replay) / len(sets) if restore else 0.0)
+        return own - (_events(restore.replay) / len(sets) if restore else 0.0)  # which also mends
 
     def timed() -> float:
         run.restore()
-        return _events(run.act)
+        taken = _events(run.act)
+        run.mend()
+        return taken
 
     return Timed(
         name, sample=replayed if graph else timed, wall=lambda: _clocked(run, wait=True),
@@ -155,6 +160,13 @@ class Run:
         with torch.no_grad():
             for name, kept in self._kept.items():
                 self._sets[self._at][name].copy_(kept)
+
+    def mend(self) -> None:
+        """Put back what was consumed of all sets: others are about to be given them."""
+        with torch.no_grad():
+            for tensors in self._sets:
+                for name, kept in self._kept.items():
+                    tensors[name].copy_(kept)
 
     def act(self) -> Any:
         """The call."""
@@ -205,7 +217,9 @@ def _clocked(run: Run, *, wait: bool = False) -> float:
     run.act()
     if wait:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    taken = time.perf_counter() - start
+    run.mend()
+    return taken
 
 
 def interleaved(entries: Sequence[Timed], device: str) -> None:

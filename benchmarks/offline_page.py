@@ -26,7 +26,7 @@ HEAD = """# What the compiler makes of the kernels
 on a machine without a GPU, for the shapes of the comparison ([benchmarks.md](benchmarks.md)). Tile sizes are those that
 the library itself chooses. {spilled} Queries, keys, logits, predictions, targets and gradients
 are read and written 128 bits at a time, except for a vocabulary whose rows begin anywhere (151,937 columns). The
-narrower accesses read labels, masks, indices, positions and tables, and write sums.
+narrower accesses read labels, masks, indices, positions and tables, and write sums and the label's entry of a gradient.
 
 `nox -s compile` compiles all of it again. It fails where a kernel uses the stack, spills, reads or writes in pieces, or
 takes more registers than its ceiling in `benchmarks/compiled` or than [kernels.json](kernels.json) says it took.

@@ -35,6 +35,21 @@ def _tanh(u):
 
 
 @triton.jit
+def _exp(x):
+    """The exponential of fp32 numbers of at most about 0, by one instruction; 0 where it is below 2^-126.
+
+    `tl.exp` spends three more on numbers below that, which any sum here loses: the largest term is 1.
+    """
+    if INTERPRETED:
+        power = tl.exp(x)
+    else:
+        power = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * 1.4426950408889634], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return power
+
+
+@triton.jit
 def _capped(x, softcap, CAPPED: tl.constexpr):
     if CAPPED:
         x = softcap * _tanh(x / softcap)
@@ -103,7 +118,7 @@ def _statistics(row_ptr, pivot, softcap, V: tl.constexpr, BLOCK: tl.constexpr, C
         ahead = _read(row_ptr + start + BLOCK, columns_C, V - start - BLOCK, CAPPED)
         higher = tl.maximum(peak, tl.max(x))
         centre = tl.where(higher == -float("inf"), 0.0, higher)  # so far only logits of -inf: exp(x - centre) is 0
-        mass = mass * tl.exp(peak - centre) + tl.sum(tl.exp(x - centre))
+        mass = mass * tl.exp(peak - centre) + tl.sum(_exp(x - centre))
         if SMOOTHED:
             lean += tl.sum(tl.where(columns_C < V - start, x - pivot, 0.0))
         peak = higher
@@ -134,22 +149,37 @@ def _coefficient(weight_ptr, divisor_ptr, place, known):
 
 
 @triton.jit
-def _slope(x, columns_C, label, peak, mass, numbers, factor, V: tl.constexpr, CAPPED: tl.constexpr,
-           SMOOTHED: tl.constexpr, SQUARED: tl.constexpr):  # fmt: skip
-    """The derivative by the logits in fp32: the label's entry too is rounded once, when it is stored."""
+def _slope(x, hit, peak, mass, numbers, factor, V: tl.constexpr, CAPPED: tl.constexpr, SMOOTHED: tl.constexpr,
+           SQUARED: tl.constexpr):  # fmt: skip
+    """The derivative by logits in fp32. hit: 1 for the label's, 0 for others; None: x has only others."""
     pull = factor / mass
-    hit = factor
     if SQUARED:
         pull *= 1.0 + 2.0 * numbers[2] * (peak + tl.log(mass))
-    if SMOOTHED:
-        hit *= 1.0 - numbers[1]
-    slope = tl.exp(x - peak) * pull - tl.where(columns_C == label, hit, 0.0)
+    return _bent(_exp(x - peak) * pull, hit, x, numbers, factor, V, CAPPED, SMOOTHED)
+
+
+@triton.jit
+def _bent(slope, hit, x, numbers, factor, V: tl.constexpr, CAPPED: tl.constexpr, SMOOTHED: tl.constexpr):
+    """What the label, the smoothing and the soft-cap make of the derivative of the row's log mass. x: under the cap."""
+    if hit is not None:
+        slope -= hit * (factor * (1.0 - numbers[1]) if SMOOTHED else factor)
     if SMOOTHED:
         slope -= factor * numbers[1] / V
     if CAPPED:
         t = x / numbers[0]
         slope *= (1.0 - t) * (1.0 + t)
     return slope
+
+
+@triton.jit
+def _write_label(target_ptr, slope, known):
+    """The label's entry of the gradient, rounded once, over what its block has left there.
+
+    This spares each logit a comparison. Sums over the row, and so a barrier of the program, must stand between the
+    reading of the label's logit and the block's being written.
+    """
+    tl.debug_barrier()  # another thread has stored the block
+    tl.store(target_ptr, slope.to(target_ptr.dtype.element_ty), mask=known)
 
 
 @triton.jit
@@ -196,9 +226,10 @@ def rows_kernel(
             for start in range(0, V, BLOCK):
                 x = _widened(ahead, columns_C, numbers[0], V - start, CAPPED, WHOLE)
                 ahead = _read(row_ptr + start + BLOCK, columns_C, V - start - BLOCK, CAPPED)
-                slope = _slope(x, columns_C, label.to(tl.int32) - start, peak, mass, numbers, factor, V, CAPPED,
-                               SMOOTHED, SQUARED)  # fmt: skip
-                _write(row_ptr + start, columns_C, slope, V - start, WHOLE)
+                slope_C = _slope(x, None, peak, mass, numbers, factor, V, CAPPED, SMOOTHED, SQUARED)
+                _write(row_ptr + start, columns_C, slope_C, V - start, WHOLE)
+            slope = _slope(at_label, 1.0, peak, mass, numbers, factor, V, CAPPED, SMOOTHED, SQUARED)
+            _write_label(row_ptr + label, slope, known)
 
 
 @triton.jit
@@ -227,9 +258,9 @@ def gradient_kernel(
         peak, mass = tl.load(peaks_ptr + row), tl.load(masses_ptr + row)
         x = _read(_row(logits, row) + start, columns_C, V - start, CAPPED)
         x = _widened(x, columns_C, numbers[0], V - start, CAPPED, WHOLE)
-        slope = _slope(x, columns_C, label.to(tl.int32) - start, peak, mass, numbers, factor, V, CAPPED, SMOOTHED,
-                       SQUARED)  # fmt: skip
-        _write(target_ptr, columns_C, slope, V - start, WHOLE)
+        hit_C = tl.where(columns_C == label.to(tl.int32) - start, 1.0, 0.0)
+        slope_C = _slope(x, hit_C, peak, mass, numbers, factor, V, CAPPED, SMOOTHED, SQUARED)
+        _write(target_ptr, columns_C, slope_C, V - start, WHOLE)
 
 
 @triton.jit

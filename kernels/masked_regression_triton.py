@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from assay.kernels import choices
+
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 """Whether the kernels below were decorated for Triton's CPU interpreter."""
 
@@ -267,7 +269,6 @@ class Rules:
 
 MOST_CHANNELS = 8192
 """Of a row that one program has to hold whole."""
-_ELEMENTS = 2048
 _LEAST_CUT = 128  # channels; wider blocks are cut until at most one lane in nine is idle
 _MOST_ROWS = 256  # each has its own addresses, in 64 bits
 _REDUCED = 4096
@@ -282,21 +283,33 @@ class Tiles:
     warps: int
 
 
-def tiles(channels: int, rules: Rules) -> Tiles:
-    """About 2,048 elements a program; a wider row is cut, or gets more warps where it may not be.
+def shape_class(channels: int, rules: Rules, itemsize: int) -> str:
+    """What `choices` calls rows of so many channels: the power of two that they fit, the loss, bytes of an element."""
+    whole = ", whole rows" if rules.whole_rows else ""
+    return f"{triton.next_power_of_2(channels)} channels, {rules.arguments()['KIND']}{whole}, {itemsize} bytes"
+
+
+def tiles(channels: int, rules: Rules, *, elements: int = 2048, per_thread: int = 0) -> Tiles:
+    """About `elements` a program; a wider row is cut, or gets more warps where it may not be.
 
     Where a row's sums need shuffles and barriers, a thread takes 32 elements, else 16, of which fp64 powers fill the
-    registers. The sizes follow from the shape instead of a search at the first call, which would time kernels inside a
-    training step.
+    registers, unless `per_thread` says otherwise. The sizes follow from the shape instead of a search at the first
+    call, which would time kernels inside a training step.
     """
     block = triton.next_power_of_2(channels)
     if not rules.whole_rows:
-        block = min(block, _ELEMENTS)
+        block = min(block, elements)
         while block > _LEAST_CUT and 8 * block * triton.cdiv(channels, block) > 9 * channels:
             block //= 2
-    rows = min(max(1, _ELEMENTS // block), _MOST_ROWS)
-    per_thread = 32 if rules.whole_rows and rules.kind != "power" else 16
-    return Tiles(rows=rows, channels=block, warps=max(1, rows * block // (32 * per_thread)))
+    rows = min(max(1, elements // block), _MOST_ROWS)
+    per_thread = per_thread or (32 if rules.whole_rows and rules.kind != "power" else 16)
+    return Tiles(rows=rows, channels=block, warps=min(32, max(1, rows * block // (32 * per_thread))))
+
+
+def tiles_for(x: Tensor, rules: Rules) -> Tiles:
+    """The tiles for rows of x [..., D]: as was chosen for its chip, else by the formula."""
+    shape = shape_class(x.shape[-1], rules, x.element_size())
+    return tiles(x.shape[-1], rules, **choices.look_up("masked_regression.rows", shape, x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +343,7 @@ def _launch(
     rows = outer * inner
     if not rows:
         return
-    cut = tiles(channels, rules)
+    cut = tiles_for(read.prediction, rules)
     strides = (*upstream.stride(), 0, 0, 0)[:3] if upstream is not None else (0, 0, 0)
     by = "one" if upstream is None else ("all", "", "token", "element")[upstream.dim()]
     target = read.target
@@ -364,7 +377,7 @@ def launch_value(read: Operands, rules: Rules, gradient: Tensor | None = None) -
     The programs' sums are added by torch, in a fixed order.
     """
     outer, inner, channels = read.prediction.shape
-    cut = tiles(channels, rules)
+    cut = tiles_for(read.prediction, rules)
     programs = triton.cdiv(outer * inner, cut.rows) * triton.cdiv(channels, cut.channels)
     sums = torch.empty(programs, dtype=torch.float32, device=read.prediction.device)
     _launch(read, rules, losses=sums, each=False, gradient=gradient, upstream=None)

@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from assay.kernels import choices
+
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 """Whether the kernels below were decorated for Triton's CPU interpreter."""
 
@@ -269,32 +271,38 @@ class Tiles:
 
 
 _WARPS = 4
-_MOST_CHUNK = 8
-_MOST_REGISTERS = 96
 
 
-def tiles(heads_q: int, heads_k: int, half: int, tail: int, itemsize: int) -> Tiles:
-    """Tile sizes for these head counts: 16 bytes per thread and access, at most 96 registers of data in flight.
+def shape_class(heads_q: int, heads_k: int, half: int, tail: int, itemsize: int) -> str:
+    """What `choices` calls these heads: how many, the channels of each that are turned and that are copied, bytes."""
+    return f"{heads_q}/{heads_k} heads, {2 * half}+{tail} channels, {itemsize} bytes"
+
+
+def tiles(
+    heads_q: int, heads_k: int, half: int, tail: int, itemsize: int, *, warps: int = 4, registers: int = 96,
+    chunk: int = 8,
+) -> Tiles:  # fmt: skip
+    """Tile sizes for these head counts: 16 bytes per thread and access, at most `registers` of data in flight.
 
     They follow from the shape instead of a search at the first call, which would time kernels inside a training step
     and could choose differently on two ranks. Head counts whose common power of two is small (27 and 9, 64 and 4) are
-    shared out over several programs.
+    shared out over several programs. chunk: the most heads of one tile.
     """
     common = math.gcd(heads_q, heads_k) or 1
-    chunk = min(common & -common, _MOST_CHUNK)
+    chunk = min(common & -common, chunk)
     lanes = triton.next_power_of_2(half)
     tail_a = 1 << (tail.bit_length() - 1) if tail else 0
     tail_b = triton.next_power_of_2(tail - tail_a) if tail > tail_a else 0
     lane_threads = chunk * max(1, lanes * itemsize // 16)
-    block_t = max(1, _WARPS * 32 // lane_threads)
-    chunk_registers = block_t * chunk * (2 * lanes + tail_a + tail_b) * itemsize / (_WARPS * 32 * 4)
+    block_t = max(1, warps * 32 // lane_threads)
+    chunk_registers = block_t * chunk * (2 * lanes + tail_a + tail_b) * itemsize / (warps * 32 * 4)
     count_q, count_k, groups = heads_q // chunk, heads_k // chunk, 1
-    while (count_q + count_k) * chunk_registers > _MOST_REGISTERS and max(count_q, count_k) > 1:
+    while (count_q + count_k) * chunk_registers > registers and max(count_q, count_k) > 1:
         groups += 1
         count_q, count_k = (math.ceil(heads / chunk / groups) for heads in (heads_q, heads_k))
     return Tiles(
         LANES=lanes, TAIL_A=tail_a, TAIL_B=tail_b, BLOCK_T=block_t, CHUNK=chunk, COUNT_Q=count_q, COUNT_K=count_k,
-        RAGGED=groups > 1, groups=groups, warps=_WARPS,
+        RAGGED=groups > 1, groups=groups, warps=warps,
     )  # fmt: skip
 
 
@@ -335,7 +343,8 @@ def launch_rotate(
         return
     first = tables[0]
     tail = 0 if q_out is q else head_dim - 2 * half
-    cut = tiles(heads_q, k.shape[1], half, tail, q.element_size())
+    shape = (heads_q, k.shape[1], half, tail, q.element_size())
+    cut = tiles(*shape, **choices.look_up("rotary.rotate", shape_class(*shape), q))
     folds = (
         first.shape[1] == batch
         and _batch_folds(first, 1, 2)

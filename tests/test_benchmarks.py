@@ -107,6 +107,24 @@ def test_what_a_call_consumes_is_restored() -> None:
     assert torch.equal(problem.tensors["logits"], before)
 
 
+def test_nobody_is_timed_on_what_another_has_left() -> None:
+    """Not even while all are made ready: the next one would keep gradients, to restore them before each call."""
+    problem = _problem("cross_entropy")
+    before = problem.tensors["logits"].detach().clone()
+
+    def spoil(tensors):
+        with torch.no_grad():
+            tensors["logits"].zero_()
+        return (tensors["logits"].sum(),)
+
+    for mode in ("forward", "both"):
+        entry = measure.ready("spoils", spoil, problem, mode, [problem.tensors], ("logits",))
+        assert torch.equal(problem.tensors["logits"], before)
+        for run in (entry.sample, entry.wall):
+            run()
+            assert torch.equal(problem.tensors["logits"], before)
+
+
 def test_copies_keep_their_layout() -> None:
     q = _problem("rotary", layout="packed").tensors["q"]
     copy = measure._like(q)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import product
+from unittest import mock
 
 import torch
 
@@ -12,12 +14,13 @@ from assay.audits.compile import CompileReport, offline
 from assay.benchmarks.nouns import Mode
 from assay.benchmarks.nouns import Shape as Asked
 from assay.benchmarks.operations import cross_entropy as operation
-from assay.benchmarks.predict import Work
+from assay.benchmarks.predict import CHIPS, Work
 
 TITLE = "Cross-entropy from logits"
-NOTE = """4,096 rows, all of them scored. The pass that writes the gradient over the logits reads each row twice.
-Backward is the same code whether it writes over the logits or not. Two kernels are one program each: they count the
-labels and sum the losses."""
+NOTE = """4,096 rows, all of them scored. The pass that writes the gradient over the logits reads each row twice; the
+form that reads it once shares a row between a team of programs, which wait for each other. What they wait is in no
+column. Backward is the same code whether it writes over the logits or not. Two kernels are one program each: they count
+the labels and sum the losses."""
 TOKENS = 4096
 Job = tuple[str, int, str, str, int]
 """Kernel, vocabulary, dtype, options, chip."""
@@ -25,11 +28,11 @@ Job = tuple[str, int, str, str, int]
 VOCABULARIES = (151936, 152064, 248320)  # Qwen3-VL and Qwen2.5-VL-3B, Qwen2.5-VL-7B, Qwen3.5
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 OPTIONS = ("plain", "all")
-REGISTERS = {"fused": 64, "rows": 64, "gradient": 48, "scale": 40, "count": 128, "sum": 40}
-"""The most that each may take. 64 is what 1,024 threads have."""
+REGISTERS = {"fused": 64, "shared": 128, "rows": 64, "gradient": 48, "scale": 40, "count": 128, "sum": 40}
+"""The most that each may take. 64 is what 1,024 threads have, 128 what 512 have."""
 UNALIGNED = {"rows": 80, "gradient": 56, "scale": 48}
 """The same where logits are read one by one; none of these kernels has 1,024 threads."""
-STREAMS = ("fused", "gradient", "scale")
+STREAMS = ("fused", "shared", "gradient", "scale")
 """Those that write as much as they read."""
 
 
@@ -53,15 +56,27 @@ def compile_one(kernel: str, vocabulary: int, dtype_name: str, options: str, arc
         "count": lambda: launch.count_labels(labels, weight, None, rules, vocabulary=vocabulary, mean=True),
         "sum": lambda: launch.sum_losses(each, one),
     }
-    with offline(arch) as reports:
-        launches[kernel]()
+    if kernel == "shared":
+        with mock.patch.object(launch, "ELSEWHERE", CHIPS[arch].multiprocessors), _one_read(), offline(arch) as reports:
+            launches["fused"]()
+    else:
+        with offline(arch) as reports:
+            launches[kernel]()
     (report,) = reports
     return report
 
 
+def _one_read() -> AbstractContextManager[None]:
+    """The fused pass in the form that reads once, whatever was chosen."""
+    from assay.kernels import choices
+
+    told = choices.look_up("cross_entropy.fused", "", torch.empty((), device="meta"))  # what is being tuned
+    return choices.forced("cross_entropy.fused", {**told, "form": choices.ONE_READ})
+
+
 def jobs(archs: Sequence[int]) -> list[Job]:
     """The kernels that read logits for every vocabulary, dtype and set of options; the others once or twice."""
-    every = product(("fused", "rows", "gradient"), VOCABULARIES, DTYPES, OPTIONS, archs)
+    every = product(("fused", "shared", "rows", "gradient"), VOCABULARIES, DTYPES, OPTIONS, archs)
     scale = product(("scale",), (152064, 3584), DTYPES, ("plain",), archs)
     count = product(("count",), (152064,), ("fp32",), OPTIONS, archs)
     return [*every, *scale, *count, *product(("sum",), (152064,), ("fp32",), ("plain",), archs)]
@@ -69,12 +84,14 @@ def jobs(archs: Sequence[int]) -> list[Job]:
 
 def few(archs: Sequence[int]) -> list[Job]:
     """One vocabulary in bf16."""
-    return list(product(("fused", "rows", "gradient"), (152064,), ("bf16",), OPTIONS, archs))
+    return list(product(("fused", "shared", "rows", "gradient"), (152064,), ("bf16",), OPTIONS, archs))
 
 
 def page(archs: Sequence[int]) -> list[Job]:
     """Every kernel for every vocabulary of the comparison, without options; what hardly depends on it, once."""
-    every = product(("rows", "fused", "gradient"), operation.VOCABULARIES.values(), ("bf16",), ("plain",), archs)
+    every = product(
+        ("rows", "fused", "shared", "gradient"), operation.VOCABULARIES.values(), ("bf16",), ("plain",), archs
+    )
     scale = product(("scale",), (152064, 151937, 3584), ("bf16",), ("plain",), archs)
     return [*every, *scale, *product(("count", "sum"), (152064,), ("bf16",), ("plain",), archs)]
 
@@ -88,21 +105,21 @@ def check(job: Job, report: CompileReport) -> None:
     if unaligned:
         return
     pieces = 1 if (dtype_name, options) == ("bf16", "all") else 2  # of 16 bytes; under the soft-cap half as many logits
-    if kernel in {"fused", "rows"}:
-        assert report.wide_loads == pieces * (4 if kernel == "fused" else 2), f"{job} loads in pieces: {report}"
-    elif kernel in {"gradient", "scale"}:
-        assert report.wide_loads == pieces, f"{job} loads in pieces: {report}"
-    assert report.narrow_loads <= 8 or kernel == "count", f"{job} loads in pieces: {report}"
+    shared = 4 if pieces == 1 else 8  # of this row's successor and of the first one
+    wide = {"fused": 4 * pieces, "shared": shared, "rows": 2 * pieces, "gradient": pieces, "scale": pieces}
+    assert report.wide_loads == wide.get(kernel, report.wide_loads), f"{job} loads in pieces: {report}"
+    assert report.narrow_loads <= (12 if kernel == "shared" else 8) or kernel == "count", f"{job}: {report}"
     if kernel in STREAMS:
         assert report.wide_stores >= pieces, f"{job} stores in pieces: {report}"
-        assert report.narrow_stores <= 2, f"{job} stores in pieces: {report}"
+        assert report.narrow_stores <= 3, f"{job} stores in pieces: {report}"  # the label's entry, two ways to the loss
 
 
 NAMES = {
     "rows": "forward", "fused": "forward and gradient, in place", "gradient": "backward", "scale": "scale in place",
+    "shared": "forward and gradient, in place, reading once",
     "count": "count the labels", "sum": "sum the losses",
 }  # fmt: skip
-MODES: dict[str, Mode] = {"rows": "forward", "fused": "both", "gradient": "backward"}
+MODES: dict[str, Mode] = {"rows": "forward", "fused": "both", "shared": "both", "gradient": "backward"}
 
 
 def work(job: Job) -> Work:
@@ -129,8 +146,15 @@ def _turns(job: Job) -> tuple[int, ...]:
     """How often a program walks each loop: over the blocks of its row, or over its share of all blocks."""
     from assay.kernels import masked_cross_entropy_launch as launch
 
-    kernel, vocabulary, dtype_name, *_ = job
+    kernel, vocabulary, dtype_name, _, arch = job
     logits = torch.empty(1, TOKENS, vocabulary, dtype=DTYPES[dtype_name], device="meta")
+    if kernel == "shared":
+        with mock.patch.object(launch, "ELSEWHERE", CHIPS[arch].multiprocessors), _one_read():
+            teams = launch.teams_for(logits, TOKENS, launch.cut("fused", logits, launch.Rules()))
+        assert teams is not None
+        turns = -(-TOKENS // teams.count) + 1  # a row is written a turn after the last was read
+        ends = 3 if arch < 90 else 1  # places from which the code goes back to begin a turn
+        return 1, *(turns,) * ends  # how long they wait is not known
     blocks = -(-vocabulary // launch.block_of(logits, gradient=kernel == "fused"))
     if kernel == "scale":
         return (-(-TOKENS * blocks // launch.SCALERS),)

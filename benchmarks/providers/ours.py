@@ -7,10 +7,10 @@ from torch import Tensor
 from assay.audits.terms import Inexpressible
 from assay.benchmarks.nouns import Offer, Provider
 from assay.benchmarks.providers._alias import alias
+from assay.kernels import choices, mrope
 from assay.kernels import linear_cross_entropy as linear
 from assay.kernels import masked_cross_entropy as logits_loss
 from assay.kernels import masked_regression as regression
-from assay.kernels import mrope
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,6 +41,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def cross_entropy_inplace(logits: Tensor, labels: Tensor) -> Tensor:
     """The gradient over the logits, in one pass with the loss."""
     return logits_loss.cross_entropy(alias(logits), labels, inplace=True).value
+
+
+def cross_entropy_one_read(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same, by teams of programs that read each row once."""
+    with choices.forced("cross_entropy.fused", {"form": choices.ONE_READ}):
+        return logits_loss.cross_entropy(alias(logits), labels, inplace=True).value
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
@@ -98,6 +104,16 @@ PROVIDERS = (
             ),
         },
         note="overwrites its input",
+    ),
+    Provider(
+        name="assay, in place, one read", packages=("vlm-assay",),
+        offers={
+            "cross_entropy": Offer(
+                function=cross_entropy_one_read, early=True, arguments=("logits", "labels"), form="rows",
+                consumes=("logits",), devices=KERNEL,
+            ),
+        },
+        note="overwrites its input; programs share a row",
     ),
     Provider(
         name="assay, from positions", packages=("vlm-assay",),

@@ -13,7 +13,7 @@ from assay.audits.choose import Request, UsageError, plan
 from assay.audits.render import tables
 from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Operation, Verdict
-from assay.benchmarks import compare
+from assay.benchmarks import admission
 from assay.benchmarks.nouns import Offer, Provider
 
 Green = Callable[[str, str], tuple[Operation, Candidate]]
@@ -36,7 +36,7 @@ def green() -> Green:
 @pytest.fixture(scope="session")
 def judged() -> Judged:
     """Audit the function of a provider once in a session; why it is not timed, or nothing."""
-    return cache(lambda *asked: compare.red(*asked)[0])
+    return cache(lambda *asked: admission.red(*asked)[0])
 
 
 def _green(operation_name: str, name: str) -> tuple[Operation, Candidate]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Mode = Literal["forward", "backward", "both"]
@@ -68,6 +69,21 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Arguments:
+    """What one call is given: the tensors of a problem, and the gradients that its backward pass begins with."""
+
+    tensors: Tensors
+    upstream: tuple[Tensor, ...]
+    _cast: dict[tuple[torch.dtype, ...], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+
+    def upstream_in(self, dtypes: tuple[torch.dtype, ...]) -> tuple[Tensor, ...]:
+        """The upstream gradients in the dtypes of the outputs; made once, so that no call is timed with it."""
+        if dtypes not in self._cast:
+            self._cast[dtypes] = tuple(x.to(dtype) for x, dtype in zip(self.upstream, dtypes, strict=True))
+        return self._cast[dtypes]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Offer:
     """What a provider has for one operation: a function at the top of its module, which is timed and judged as it is.
 
@@ -119,7 +135,8 @@ class Row:
 
     ``how`` says what was timed: ``graph`` replays, ``events`` around calls, or the ``wall`` clock. ``least`` is the
     time that the floor takes at the measured ceilings, ``share`` is least over median. ``errors`` are relative to the
-    norm of the truth, ``rounding`` what storing the truth in the dtype costs.
+    norm of the truth, ``rounding`` what storing the truth in the dtype costs. ``memory`` is that of a forward and a
+    backward pass, ``launches`` and ``waits`` are those of a call in this mode, and unknown on a CPU.
     """
 
     operation: str
@@ -163,13 +180,14 @@ class Absence:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All of one run, as it is stored: the machine, then rows and absences."""
+    """All of one run, as it is stored: the machine, then rows and absences. ``cut``: why it ended before its end."""
 
     machine: Mapping[str, Any]
     rows: tuple[Row, ...]
     absences: tuple[Absence, ...]
     grid: str
     rehearsal: bool
+    cut: str = ""
     schema: int = 1
 
     def to_json(self) -> dict[str, Any]:

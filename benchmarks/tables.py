@@ -25,6 +25,9 @@ def machine_lines(found: Comparison) -> Iterator[str]:
     if found.rehearsal:
         yield "**A rehearsal in Triton's interpreter: it shows that everything runs. Its times mean nothing.**"
         yield ""
+    if found.cut:
+        yield f"**Not the whole run: {found.cut}.**"
+        yield ""
     yield (
         f"{facts['name']}, {facts['date']}: copies {facts['copy_tb_per_s']:.3f} TB/s (read and written), "
         f"{facts['product']} matrix products {facts['tflop_per_s']:.2f} TFLOP/s, both measured in this run. "

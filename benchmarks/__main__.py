@@ -23,6 +23,7 @@ from pathlib import Path
 from assay.benchmarks import compare, machine, pages
 from assay.benchmarks.nouns import Comparison
 
+SECONDS = 430.0
 GRACE = 45.0
 """Seconds after its time at which a run that hangs is ended: a kernel may wait for ever, and Python with it."""
 INTERRUPTED, HUNG = 130, 124
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grid", choices=("full", "small", "tiny"), default="")
     parser.add_argument("--operation", action="append", default=[], choices=compare.operation_names())
     parser.add_argument("--provider", action="append", default=[], metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=420.0, help="of the whole run; 420")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of the whole run; {SECONDS:.0f}")
     parser.add_argument("--out", type=Path, default=Path("bench-report"), metavar="FOLDER")
     told = parser.parse_args(arguments)
     grid = told.grid or {"cuda": "full", "cpu": "small", "interpreter": "tiny"}[machine.place()]
@@ -52,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return journal.write("it was interrupted") or INTERRUPTED
+        journal.write("it was interrupted")
+        return INTERRUPTED
     finally:
         alarm.cancel()
     return journal.write()

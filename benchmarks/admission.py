@@ -56,5 +56,8 @@ def _said(name: str, provider: Provider, offer: Offer, cases: Sequence[str]) -> 
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     if report.verdict <= Verdict.WAIVED:
         return ""
-    said = [f"{item.rule.rpartition('.')[2]}: {item.message}" for item in report.findings][:1]
+    said = [
+        f"{item.rule.rpartition('.')[2]}: {item.message}{f', {item.measured}' if 'failed' in item.rule else ''}"
+        for item in report.findings
+    ][:1]  # fmt: skip
     return " ".join(said) or report.verdict.name

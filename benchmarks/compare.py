@@ -281,7 +281,10 @@ class _Operation:
             return None
         call = offer.call(problem.shape)
         try:
-            return Facts.of(provider, offer, call, problem, sets, truth)
+            found = Facts.of(provider, offer, call, problem, sets, truth)
+            if self.device.type == "cpu" or not budget.too_slow(found.seconds):
+                return found
+            self._absent(provider.name, f"no time: one call takes {found.seconds:.2f} s", problem.shape)
         except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is the reason
             self._absent(provider.name, _told(error), problem.shape)
         self._tidy()

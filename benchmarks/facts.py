@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class Truth:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a provider's answer to a problem before it is timed."""
+    """What is known of a provider's answer to a problem before it is timed; ``seconds`` of one call, roughly."""
 
     provider: Provider
     offer: Offer
@@ -37,6 +38,7 @@ class Facts:
     errors: dict[str, float]
     rounding: dict[str, float]
     memory: int
+    seconds: float
 
     @classmethod
     def of(
@@ -47,11 +49,13 @@ class Facts:
         run = measure.Run(measure.step(call, problem, "both"), sets, offer.consumes)
         run()
         run.restore()
+        start = time.perf_counter()
         memory = counts.peak_memory(run.act, sets.device)
+        took = time.perf_counter() - start
         run.restore_all()
         return cls(
             provider=provider, offer=offer, call=call, errors=wrong, rounding=truth.rounding if truth else {},
-            memory=memory,
+            memory=memory, seconds=took,
         )  # fmt: skip
 
 

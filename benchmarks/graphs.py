@@ -30,7 +30,6 @@ def own_stream(device: torch.device) -> Iterator[None]:
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]  # torch leaves it untyped
         yield
-        torch.cuda.synchronize()
 
 
 def pool(device: torch.device) -> Pool:

@@ -257,7 +257,8 @@ def interleaved(entries: Sequence[Timed], device: str) -> None:
                 spent[place] += time.perf_counter() - start
         for entry in entries:
             for _ in range(FEWEST if device == "cuda" else 1):
-                _taken(entry, entry.wall, entry.walls)
+                if sum(entry.walls) < BUDGET[device] / 2:
+                    _taken(entry, entry.wall, entry.walls)
 
 
 def _warmed(entries: Sequence[Timed], most: float) -> None:

@@ -91,7 +91,8 @@ class Offer:
     ``assay`` judges the function. ``refuses`` says why a shape cannot be taken. ``consumes``: tensors that a call
     overwrites, which are restored before each. ``devices``: where it runs, ``interpreter`` being a CPU with Triton's.
     ``cases``: of how many its audit is made at most, where each is compiled anew; 0: of all. ``early``: gradients are
-    made in the forward pass, so that a backward pass by itself says nothing and is not timed.
+    made in the forward pass, so that a backward pass by itself says nothing and is not timed. ``skips``: rows that are
+    not scored cost next to nothing, which only the estimate of a run's time is interested in.
     """
 
     function: Callable[..., Any]
@@ -102,6 +103,7 @@ class Offer:
     refuses: Callable[[Shape], str | None] = lambda _shape: None
     cases: int = 0
     early: bool = False
+    skips: bool = False
 
     @property
     def ref(self) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from pytest_benchmark.session import PerformanceRegression
 
 from assay.audits import registry
 from assay.audits.choose import Request, UsageError, plan
@@ -25,6 +26,26 @@ Judged = Callable[[str, Provider, Offer], str]
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     """Benchmarks are files named ``bench_*.py``: the test suite does not collect them."""
     return pytest.Module.from_parent(parent, path=file_path) if file_path.match("bench_*.py") else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+    """Say it in a line where pytest-benchmark, which has named the slower ones, ends in a traceback."""
+    try:
+        yield
+    except PerformanceRegression:
+        kept = _set_aside(terminalreporter.config)
+        pytest.exit(f"slower than the stored run: the names and the numbers are above{kept}", returncode=1)
+
+
+def _set_aside(config: pytest.Config) -> str:
+    """The run that was slower is not what the next one is compared with: else it would be forgotten by then."""
+    session = config._benchmarksession  # type: ignore[attr-defined]  # noqa: SLF001 - pytest-benchmark's only door
+    if not (session.autosave or session.save):
+        return ""
+    newest = max(Path(session.storage.path).glob("*/*.json"), key=lambda path: path.stat().st_mtime)
+    slower = newest.rename(newest.with_suffix(".slower"))
+    return f". It is kept as {slower.name}, to which nothing is compared; rename it to .json to accept it"
 
 
 @pytest.fixture(scope="session")

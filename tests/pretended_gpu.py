@@ -232,7 +232,7 @@ def pretended(monkeypatch):
         "is_available": lambda: True, "synchronize": lambda _device=None: _waits(), "Stream": Stream, "Event": Event,
         "CUDAGraph": Graph, "stream": _stream, "graph_pool_handle": lambda: (0, 1), "current_device": lambda: 0,
         "reset_peak_memory_stats": lambda: None, "memory_allocated": lambda: 0,
-        "max_memory_allocated": lambda: 1 << 20, "empty_cache": lambda: RECORD.append("empty"), 
+        "max_memory_allocated": lambda: 1 << 20, "empty_cache": lambda: RECORD.append("empty"),
         "get_device_properties": lambda _device=None: PROPERTIES, "clock_rate": lambda: 1980,
         "get_device_name": lambda _device=None: "a pretended GPU", "_lazy_init": lambda: None,
         "device": lambda _device: contextlib.nullcontext(), "get_device_capability": lambda _device=None: (9, 0),

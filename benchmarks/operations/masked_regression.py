@@ -17,7 +17,7 @@ AUDITED = "masked_loss.regression"
 NOTHING: tuple[str, ...] = ("all-masked", "no-sample")
 """Cases of its audit in which there is nothing to do."""
 MODELS = {"ViT-g": {"channels": 1408}, "wide": {"channels": 4096}, "tiny": {"channels": 24}}
-EXACT = 32768
+EXACT = 1 << 17
 
 
 def shapes(grid: str) -> Iterator[Shape]:

@@ -7,7 +7,7 @@ depends on it, only which shapes are left out.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
@@ -63,7 +63,9 @@ def too_slow(seconds: float) -> bool:
     return seconds * len(MODES) * (CALLS + measure.FEWEST) > MOST
 
 
-def lines(grid: str, names: Iterable[str], offers: dict[str, Sequence[Offer]], ceilings: machine.Ceilings) -> list[str]:
+def lines(
+    grid: str, names: Iterable[str], offers: Mapping[str, Sequence[Offer]], ceilings: machine.Ceilings
+) -> list[str]:  # fmt: skip
     """What each operation will take, for the one who waits."""
     size = torch.bfloat16.itemsize
     told, whole = [], 0.0

@@ -18,7 +18,7 @@ import torch
 from assay.benchmarks import budget, graphs, machine, measure, operations, providers
 from assay.benchmarks.admission import reason_absent, red
 from assay.benchmarks.facts import Facts, Truth
-from assay.benchmarks.measure import Timed
+from assay.benchmarks.measure import Sets, Timed
 from assay.benchmarks.nouns import (
     MODES,
     Absence,
@@ -222,7 +222,7 @@ class _Operation:
 
     def _shape(self, shape: Shape, offers: Sequence[tuple[Provider, Offer]]) -> None:
         problem: Problem = self.operation.problem(shape, self.device, self.dtype)
-        sets = measure.Sets(problem)
+        sets = Sets(problem)
         truth = self._truth(problem)
         facts = [self._facts(provider, offer, problem, sets, truth) for provider, offer in offers]
         del truth
@@ -240,7 +240,7 @@ class _Operation:
             self._absent("all", "timed, but no errors: the truth is larger than the memory", problem.shape)
             return None
 
-    def _turns(self, own: Sequence[Facts], problem: Problem, sets: measure.Sets, mode: Mode) -> list[Facts]:
+    def _turns(self, own: Sequence[Facts], problem: Problem, sets: Sets, mode: Mode) -> list[Facts]:
         """Time some providers in turns; who had no memory beside the others is handed back, to be timed after them."""
         entries: list[tuple[Facts, Timed]] = []
         left: list[Facts] = []
@@ -273,7 +273,7 @@ class _Operation:
         self._alive(own.provider.name)
 
     def _facts(
-        self, provider: Provider, offer: Offer, problem: Problem, sets: measure.Sets, truth: Truth | None
+        self, provider: Provider, offer: Offer, problem: Problem, sets: Sets, truth: Truth | None
     ) -> Facts | None:  # fmt: skip
         """Errors and memory of one provider on one problem; None where it cannot take it."""
         if reason := offer.refuses(problem.shape):

@@ -32,15 +32,15 @@ def red(operation: str, provider: Provider, offer: Offer) -> tuple[str, str]:
     """What the audit of an offer says: why it is not timed, and what is wrong where there is nothing to do."""
     module = import_module(f"{operations.__name__}.{operation}")
     ordinary = tuple(case for case in registry.operation(module.AUDITED).cases if case not in module.NOTHING)
-    ordinary = ordinary[: offer.cases or None]
-    if found := _said(module.AUDITED, provider, offer, ordinary):
+    ordinary = (*ordinary[: offer.cases or None], *offer.asked)
+    if found := _said(module.AUDITED, provider, offer, ordinary, ordinary=True):
         return f"not timed, its audit is not green: {found}"[:300], ""
-    found = "" if offer.cases else _said(module.AUDITED, provider, offer, module.NOTHING)
+    found = "" if offer.cases else _said(module.AUDITED, provider, offer, module.NOTHING, ordinary=False)
     return "", f"timed, but wrong where there is nothing to do: {found}"[:300] if found else ""
 
 
-def _said(name: str, provider: Provider, offer: Offer, cases: Sequence[str]) -> str:
-    """The first finding of the laws on some cases; empty where there is none."""
+def _said(name: str, provider: Provider, offer: Offer, cases: Sequence[str], *, ordinary: bool) -> str:
+    """The first finding of the laws on some cases; empty where there is none. Each asks something of ordinary ones."""
     if not cases:
         return ""
     candidate = Candidate(
@@ -55,7 +55,8 @@ def _said(name: str, provider: Provider, offer: Offer, cases: Sequence[str]) -> 
     except Exception as error:  # noqa: BLE001 - one that cannot be judged is not timed, and the others are
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     if report.verdict <= Verdict.WAIVED:
-        return ""
+        idle = [check.rule.rpartition(".")[2] for check in report.checks if not check.exercised]
+        return f"it took no case on which these could be asked: {', '.join(idle)}" if idle and ordinary else ""
     said = [
         f"{item.rule.rpartition('.')[2]}: {item.message}{f', {item.measured}' if 'failed' in item.rule else ''}"
         for item in report.findings

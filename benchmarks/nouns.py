@@ -92,7 +92,8 @@ class Offer:
     overwrites, which are restored before each. ``devices``: where it runs, ``interpreter`` being a CPU with Triton's.
     ``cases``: of how many its audit is made at most, where each is compiled anew; 0: of all. ``early``: gradients are
     made in the forward pass, so that a backward pass by itself says nothing and is not timed. ``skips``: rows that are
-    not scored cost next to nothing, which only the estimate of a run's time is interested in.
+    not scored cost next to nothing, which only the estimate of a run's time is interested in. ``asked``: more cases for
+    its audit, as JSON, where it does not take most of those that there are.
     """
 
     function: Callable[..., Any]
@@ -104,6 +105,7 @@ class Offer:
     cases: int = 0
     early: bool = False
     skips: bool = False
+    asked: tuple[str, ...] = ()
 
     @property
     def ref(self) -> str:

@@ -13,7 +13,7 @@ import torch
 from assay.benchmarks import __main__ as command
 from assay.benchmarks import admission, budget, compare, counts, graphs, machine, measure
 from assay.benchmarks.nouns import Offer, Provider, Shape, from_json
-from assay.benchmarks.providers import ours, plain
+from assay.benchmarks.providers import ours, plain, quack
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.skipif(torch.cuda.is_available(), reason="a real one")]
 
@@ -61,6 +61,22 @@ def test_what_is_judged_on_a_gpu_is_judged_there(gpu, name: str) -> None:
     """No law, reference or case mixes what is on the device with what is not: else nobody would be timed."""
     own = plain.PROVIDERS[0]
     assert admission.red(name, own, dataclasses.replace(own.offers[name], cases=3)) == ("", "")
+
+
+def _picky(hidden, head, labels):
+    rows, targets = quack._eights(hidden, head, labels)
+    assert len(rows) % 8 == head.shape[0] % 8 == head.shape[1] % 8 == 0
+    return plain.linear_cross_entropy(rows, head, targets)
+
+
+def test_who_takes_multiples_of_eight_alone_is_judged_on_those() -> None:
+    """QuACK's demands: rows are padded with such as are not scored, other sizes are not its own."""
+    name = "linear_cross_entropy"
+    base = quack.PROVIDERS[0]
+    offer = dataclasses.replace(base.offers[name], function=_picky, devices=("cpu", "interpreter"))
+    assert admission.red(name, base, dataclasses.replace(offer, cases=4))[0] == ""
+    reason, _ = admission.red(name, base, dataclasses.replace(offer, cases=4, asked=()))
+    assert "it took no case on which these could be asked: returns, parity" in reason
 
 
 @pytest.mark.parametrize("name", compare.operation_names())

@@ -54,9 +54,11 @@ def _said(name: str, provider: Provider, offer: Offer, cases: Sequence[str], *, 
         report = audit(registry.operation(name), candidate, options)
     except Exception as error:  # noqa: BLE001 - one that cannot be judged is not timed, and the others are
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    idle = [check.rule.rpartition(".")[2] for check in report.checks if not check.exercised]
+    if idle and ordinary and not report.findings:
+        return f"it took no case on which these could be asked: {', '.join(idle)}"
     if report.verdict <= Verdict.WAIVED:
-        idle = [check.rule.rpartition(".")[2] for check in report.checks if not check.exercised]
-        return f"it took no case on which these could be asked: {', '.join(idle)}" if idle and ordinary else ""
+        return ""
     said = [
         f"{item.rule.rpartition('.')[2]}: {item.message}{f', {item.measured}' if 'failed' in item.rule else ''}"
         for item in report.findings

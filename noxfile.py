@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -78,11 +80,13 @@ def types(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Time what runs here, store it in ``.benchmarks/``, and fail where a median is half as long again as the last one.
 
-    A candidate whose audit is not green is not timed. Arguments go to pytest-benchmark. The comparison of kernels with
-    every peer is ``python -m assay.benchmarks``, which needs no nox.
+    What was slower is stored apart, so that the next run is still compared with the last good one. A candidate whose
+    audit is not green is not timed. Arguments go to pytest-benchmark instead of its usual ones. The comparison of
+    kernels with every peer is ``python -m assay.benchmarks``, which needs no nox.
     """
     install(session, *TESTS, "pytest-benchmark[histogram]")
-    stored = any(Path(".benchmarks").glob("*/*.json"))
+    machine = f"{platform.system()}-*-{sys.version_info.major}.{sys.version_info.minor}-*"  # pytest-benchmark's folders
+    stored = any(Path(".benchmarks").glob(f"{machine}/*.json"))
     against = ("--benchmark-compare", "--benchmark-compare-fail=median:50%") if stored else ()
     told = session.posargs or ("--benchmark-autosave", "--benchmark-sort=name", *against)
     session.run("pytest", "benchmarks", "--benchmark-only", *told, env=ONE_THREAD)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from assay.benchmarks import compare, measure
+from assay.benchmarks import admission, compare, machine, measure
 from assay.benchmarks.nouns import Offer, Provider, Shape
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     Judged = Callable[[str, Provider, Offer], str]
 
-DEVICE = torch.device("cuda" if compare.place() == "cuda" else "cpu")
-GRID = {"cuda": "full", "cpu": "small", "interpreter": "tiny"}[compare.place()]
+DEVICE = torch.device("cuda" if machine.place() == "cuda" else "cpu")
+GRID = {"cuda": "full", "cpu": "small", "interpreter": "tiny"}[machine.place()]
 FIRST = 2
 """Shapes of each operation."""
 
@@ -35,7 +35,7 @@ def _cases() -> list[ParameterSet]:
         shapes = list(operation.shapes(GRID))[:FIRST]
         for provider in compare.all_providers():
             offer = provider.offers.get(name)
-            if offer is None or compare.reason_absent(provider, offer):
+            if offer is None or admission.reason_absent(provider, offer):
                 continue
             for shape in shapes:
                 mark = pytest.mark.benchmark(group=f"{name}: {shape.label}")
@@ -54,8 +54,8 @@ def test_forward_and_backward(
     if reason := judged(name, provider, offer):
         pytest.fail(f"{provider.name}: {reason}", pytrace=False)
     operation = import_module(f"assay.benchmarks.operations.{name}")
-    problem = operation.problem(shape, DEVICE, compare.dtype_on(DEVICE))
-    run = measure.Run(measure.step(offer.call(shape), problem, "both"), [problem.tensors], offer.consumes)
+    problem = operation.problem(shape, DEVICE, machine.dtype_on(DEVICE))
+    run = measure.Run(measure.step(offer.call(shape), problem, "both"), measure.Sets(problem), offer.consumes)
     benchmark.extra_info |= {"provider": provider.name, "shape": shape.label, "device": str(DEVICE)}
     benchmark.pedantic(_finished(run), setup=run.restore, rounds=5, iterations=1, warmup_rounds=1)  # type: ignore[no-untyped-call]  # pytest-benchmark leaves it untyped
 

@@ -6,15 +6,22 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import subprocess
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import assay
+from assay.benchmarks import graphs
+
+OWN = "vlm-assay"
 PACKAGES = (
-    "torch", "triton", "transformers", "liger-kernel", "cut-cross-entropy", "fla-core", "flash-linear-attention",
+    OWN, "torch", "triton", "transformers", "liger-kernel", "cut-cross-entropy", "fla-core", "flash-linear-attention",
     "quack-kernels", "numpy",
 )  # fmt: skip
 COPY = 1 << 30
@@ -22,6 +29,20 @@ COPY = 1 << 30
 SIDE = 8192
 """Rows, columns and depth of the matrix product on a GPU."""
 REPEATS = 10
+WARM = 0.5
+"""Seconds that a GPU works before its ceilings are measured: idle ones are clocked down."""
+
+
+def place() -> str:
+    """``cuda``, ``interpreter`` or ``cpu``: what this process can measure on."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "interpreter" if os.environ.get("TRITON_INTERPRET") == "1" else "cpu"
+
+
+def dtype_on(device: torch.device) -> torch.dtype:
+    """What problems are made in: bfloat16 on a GPU, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,33 +61,31 @@ class Ceilings:
 
 
 def version(package: str) -> str:
-    """The installed version, or an empty string."""
+    """The installed version, or an empty string. This package may also be on the import path alone."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return ""
+        return assay.__version__ if package == OWN else ""
 
 
-def _median(run: Any, device: torch.device) -> float:
-    """Seconds of the median of some calls, after one that is not counted."""
+def _median(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the median of some calls, after some that are not counted; timed as everything else is."""
+    timed = graphs.seconds if device.type == "cuda" else _clocked
+    start = time.perf_counter()
+    timed(run)
+    while device.type == "cuda" and time.perf_counter() - start < WARM:
+        timed(run)
+    return statistics.median(timed(run) for _ in range(REPEATS))
+
+
+def _clocked(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
     run()
-    found = []
-    for _ in range(REPEATS):
-        _wait(device)
-        start = time.perf_counter()
-        run()
-        _wait(device)
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def ceilings(device: torch.device) -> Ceilings:
-    """Both ceilings, measured now; about a second."""
+    """Both ceilings, measured now; about two seconds."""
     large = device.type == "cuda"
     dtype = torch.bfloat16 if large else torch.float32
     count, side = (COPY, SIDE) if large else (COPY >> 5, SIDE >> 3)
@@ -105,7 +124,26 @@ def describe(device: torch.device, found: Ceilings) -> dict[str, Any]:
             "l2_mib": round(properties.L2_cache_size / 2**20, 1),
             "cuda": torch.version.cuda,
         }
+    for name, told in (("commit", _commit), ("clock_mhz", _clock)):
+        if found_out := told():
+            facts[name] = found_out
     return facts
+
+
+def _commit() -> str:
+    """Of the checkout this runs in; empty where there is none, or no git."""
+    asked = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "--short=12", "HEAD"]
+    with suppress(OSError):
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
+
+
+def _clock() -> int:
+    """MHz of the GPU just after it worked; 0 where nobody tells."""
+    if torch.cuda.is_available():
+        with suppress(Exception):  # the vendor's library may be absent, or not allowed
+            return int(torch.cuda.clock_rate())
+    return 0
 
 
 def _processor() -> str:

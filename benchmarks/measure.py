@@ -7,7 +7,6 @@ single calls is a second number. What cannot be captured, because it waits for t
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,27 +17,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.benchmarks.nouns import Call, Mode, Problem, Tensors
+from assay.benchmarks import counts, graphs
+from assay.benchmarks.nouns import Arguments, Call, Mode, Problem
 
-FLUSHED = 256 << 20
-"""Bytes of arguments that calls rotate through: several times the largest L2."""
 MOST_SETS = 16
 SAMPLES = {"cuda": 30, "cpu": 5}
 FEWEST = 5
 BUDGET = {"cuda": 0.35, "cpu": 2.0}
 """Seconds that the samples of one provider in one mode may take, unless that is fewer than the fewest samples."""
+WARM = {"cuda": 0.2, "cpu": 0.0}
+"""Seconds of turns that are not counted, all providers together: a chip that was idle clocks up."""
 
 
 @dataclass
 class Timed:
-    """One provider's answer to one problem in one mode, ready to be timed. Seconds of each sample are collected."""
+    """One provider's answer to one problem in one mode, ready to be timed. Seconds of each sample are collected.
+
+    ``launches`` and ``waits`` of one call; None where nobody can count them. ``failed``: what it raised meanwhile.
+    """
 
     name: str
     sample: Callable[[], float]
     wall: Callable[[], float]
     how: str
+    launches: int | None = None
+    waits: int | None = None
     seconds: list[float] = field(default_factory=list)
     walls: list[float] = field(default_factory=list)
+    failed: Exception | None = None
 
     @property
     def median(self) -> float:
@@ -51,15 +57,43 @@ class Timed:
         return 1e6 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def argument_sets(problem: Problem) -> list[Tensors]:
-    """Copies of the tensors, as many as no cache holds together; the first one is the problem's own."""
-    size = sum(x.numel() * x.element_size() for x in problem.tensors.values())
-    count = 1 if next(iter(problem.tensors.values())).device.type == "cpu" else -(-FLUSHED // max(size, 1))
-    return [problem.tensors, *(_copied(problem.tensors) for _ in range(min(count, MOST_SETS) - 1))]
+class Sets:
+    """A problem's arguments, as many copies as no cache holds together; the first has the problem's own tensors.
+
+    Upstream gradients are always copies, since some write over theirs: the problem's stay as they are.
+    """
+
+    def __init__(self, problem: Problem, several: Sequence[Arguments] = ()) -> None:
+        """``several``: the copies, where there are some already."""
+        self.device = next(iter(problem.tensors.values())).device
+        self.all = list(several) or _several(problem, _count(problem, self.device))
+        self._problem = problem
+        self._pristine: dict[str, Tensor] = {}
+
+    def pristine(self, name: str) -> Tensor:
+        """A tensor as it was before anything wrote over it; shared by all who do, and first asked for before."""
+        if name not in self._pristine:
+            self._pristine[name] = self.all[0].tensors[name].detach().clone()
+        return self._pristine[name]
+
+    def copied(self) -> Sets:
+        """As many sets of their own memory."""
+        return Sets(self._problem, [_copied(each) for each in self.all])
 
 
-def _copied(tensors: Tensors) -> Tensors:
-    return {name: _like(x).requires_grad_(x.requires_grad) for name, x in tensors.items()}
+def _several(problem: Problem, count: int) -> list[Arguments]:
+    own = Arguments(tensors=problem.tensors, upstream=tuple(x.clone() for x in problem.upstream))
+    return [own, *(_copied(own) for _ in range(count - 1))]
+
+
+def _count(problem: Problem, device: torch.device) -> int:
+    size = sum(x.numel() * x.element_size() for x in (*problem.tensors.values(), *problem.upstream))
+    return 1 if device.type == "cpu" else min(-(-graphs.FLUSHED // max(size, 1)), MOST_SETS)
+
+
+def _copied(arguments: Arguments) -> Arguments:
+    tensors = {name: _like(x).requires_grad_(x.requires_grad) for name, x in arguments.tensors.items()}
+    return Arguments(tensors=tensors, upstream=tuple(x.clone() for x in arguments.upstream))
 
 
 def _like(x: Tensor) -> Tensor:
@@ -70,84 +104,97 @@ def _like(x: Tensor) -> Tensor:
     return x.detach().clone()
 
 
-def step(call: Call, problem: Problem, mode: Mode) -> Callable[[Tensors], tuple[Tensor, ...]]:
+def step(call: Call, problem: Problem, mode: Mode) -> Callable[[Arguments], tuple[Tensor, ...]]:
     """What is timed of a call: without gradients, or with those of what is differentiable."""
 
-    def forward(tensors: Tensors) -> tuple[Tensor, ...]:
+    def forward(arguments: Arguments) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return call(tensors)
+            return call(arguments.tensors)
 
-    def both(tensors: Tensors) -> tuple[Tensor, ...]:
+    def both(arguments: Arguments) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            return gradients(call(tensors), tensors, problem, keep=False)
+            return gradients(call(arguments.tensors), arguments, problem, keep=False)
 
     return forward if mode == "forward" else both
 
 
 def gradients(
-    outputs: Sequence[Tensor], tensors: Tensors, problem: Problem, *, keep: bool, own: bool = False
+    outputs: Sequence[Tensor], arguments: Arguments, problem: Problem, *, keep: bool
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The gradients of the differentiable tensors for the problem's upstream ones.
-
-    Some write over the upstream gradients too; ``own``: they are given copies.
-    """
-    wanted = [tensors[name] for name in problem.differentiable]
-    upstream = [grad.to(out.dtype, copy=own) for grad, out in zip(problem.upstream, outputs, strict=True)]
+    """The gradients of the differentiable tensors for the upstream ones."""
+    wanted = [arguments.tensors[name] for name in problem.differentiable]
+    upstream = arguments.upstream_in(tuple(out.dtype for out in outputs))
     return torch.autograd.grad(list(outputs), wanted, upstream, retain_graph=keep)
 
 
 def ready(
-    name: str, call: Call, problem: Problem, mode: Mode, sets: Sequence[Tensors], consumed: Sequence[str]
-) -> Timed:
+    name: str, call: Call, problem: Problem, mode: Mode, sets: Sets, consumed: Sequence[str], pool: graphs.Pool = None
+) -> Timed:  # fmt: skip
     """A provider made ready: warmed up, and captured where that can be. Raises what the provider raises.
 
     The backward pass of what consumes its input is that of copies of its own: others still need what it overwrites.
-    Whatever else is consumed is whole again when this returns, and after each sample.
+    Whatever else is consumed is whole again when this returns, and after each sample. ``pool``: where its graph has its
+    memory.
     """
-    cpu = next(iter(problem.tensors.values())).device.type == "cpu"
+    cpu = sets.device.type == "cpu"
     if mode == "backward":
-        run = _backward(call, problem, [_copied(tensors) for tensors in sets] if consumed else sets)
+        run = _backward(call, problem, sets.copied() if consumed else sets)
     else:
         run = Run(step(call, problem, mode), sets, consumed)
     for _ in range(1 if cpu and mode != "backward" else 2):  # some can go back only once
         run()
     if cpu:
-        run.mend()
+        run.restore_all()
         return Timed(name, sample=lambda: _clocked(run), wall=lambda: _clocked(run), how="wall")
-    torch.cuda.synchronize()
-    graph = _captured(run, len(sets))
-    restore = _captured(run.restore, len(sets)) if graph is not None and run.restores else None
-    run.mend()
+    return _on_a_gpu(name, run, pool)
+
+
+def _on_a_gpu(name: str, run: Run, pool: graphs.Pool) -> Timed:
+    """What waits for the device is not even tried in a graph; of a graph each call has a set of its own."""
+    launches, waits = _counted(run)
+    graph = None if waits else graphs.captured(run.everywhere, pool)
+    run.restore_all()
 
     def replayed() -> float:
         assert graph is not None
-        own = _events(graph.replay) / len(sets)
-        return own - (_events(restore.replay) / len(sets) if restore else 0.0)  # which also mends
+        taken = graphs.seconds(graph.replay) / run.sets
+        run.restore_all()
+        return taken
 
     def timed() -> float:
         run.restore()
-        taken = _events(run.act)
-        run.mend()
+        taken = graphs.seconds(run.act)
+        run.restore_all()
         return taken
 
     return Timed(
         name, sample=replayed if graph else timed, wall=lambda: _clocked(run, wait=True),
-        how="graph" if graph else "events",
+        how="graph" if graph else "events", launches=launches, waits=waits,
     )  # fmt: skip
+
+
+def _counted(run: Run) -> tuple[int | None, int | None]:
+    """Launches and waits of one call, where the profiler can see them: it may not, and then nobody knows."""
+    run.restore()
+    try:
+        return counts.launches_and_waits(run.act)
+    except Exception:  # noqa: BLE001 - the call has worked before, so that this is the profiler's
+        torch.cuda.synchronize()
+        return None, None
 
 
 class Run:
     """A call on one set of arguments after another; what it consumes is restored first."""
 
-    def __init__(self, act: Callable[[Tensors], Any], sets: Sequence[Tensors], consumed: Sequence[str]) -> None:
+    def __init__(self, act: Callable[[Arguments], Any], sets: Sets, consumed: Sequence[str]) -> None:
         """``consumed`` are names of tensors, the same in all sets."""
-        self._act, self._sets, self._at = act, sets, 0
-        self._kept = {name: sets[0][name].detach().clone() for name in consumed}
+        self._act, self._sets, self._at = act, sets.all, 0
+        self._kept = {name: sets.pristine(name) for name in consumed}
 
     @property
-    def restores(self) -> bool:
-        """Whether there is anything to put back."""
-        return bool(self._kept)
+    def sets(self) -> int:
+        """How many sets there are."""
+        return len(self._sets)
 
     def __call__(self) -> Any:
         """Restore and act."""
@@ -157,55 +204,33 @@ class Run:
     def restore(self) -> None:
         """Go to the next set, and put back what the call consumes of it."""
         self._at = (self._at + 1) % len(self._sets)
+        self._put_back(self._sets[self._at])
+
+    def restore_all(self) -> None:
+        """Put back what the call consumes of every set."""
+        for arguments in self._sets:
+            self._put_back(arguments)
+
+    def _put_back(self, arguments: Arguments) -> None:
         with torch.no_grad():
             for name, kept in self._kept.items():
-                self._sets[self._at][name].copy_(kept)
-
-    def mend(self) -> None:
-        """Put back what was consumed of all sets: others are about to be given them."""
-        with torch.no_grad():
-            for tensors in self._sets:
-                for name, kept in self._kept.items():
-                    tensors[name].copy_(kept)
+                arguments.tensors[name].copy_(kept)
 
     def act(self) -> Any:
         """The call."""
         return self._act(self._sets[self._at])
 
+    def everywhere(self) -> None:
+        """The call on every set, once; nothing is restored."""
+        for arguments in self._sets:
+            self._act(arguments)
 
-def _backward(call: Call, problem: Problem, sets: Sequence[Tensors]) -> Run:
+
+def _backward(call: Call, problem: Problem, sets: Sets) -> Run:
     """The backward pass alone, of a forward pass that was made before."""
     with torch.enable_grad():
-        made = {id(tensors): call(tensors) for tensors in sets}
-    return Run(lambda tensors: gradients(made[id(tensors)], tensors, problem, keep=True), sets, ())
-
-
-def _captured(run: Callable[[], Any], times: int) -> torch.cuda.CUDAGraph | None:
-    """A graph of so many calls; None where one of them cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            run()
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            for _ in range(times):
-                run()
-    except Exception:  # noqa: BLE001 - whatever a provider does that a graph cannot hold
-        torch.cuda.synchronize()
-        return None
-    return graph
-
-
-def _events(run: Callable[[], Any]) -> float:
-    """Seconds between two events around a call."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # as above
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
+        made = {id(arguments): call(arguments.tensors) for arguments in sets.all}
+    return Run(lambda arguments: gradients(made[id(arguments)], arguments, problem, keep=True), sets, ())
 
 
 def _clocked(run: Run, *, wait: bool = False) -> float:
@@ -218,13 +243,17 @@ def _clocked(run: Run, *, wait: bool = False) -> float:
     if wait:
         torch.cuda.synchronize()
     taken = time.perf_counter() - start
-    run.mend()
+    run.restore_all()
     return taken
 
 
 def interleaved(entries: Sequence[Timed], device: str) -> None:
-    """Take samples in turns, there and back, until each has enough or has had its time."""
+    """Take samples in turns, there and back, until each has enough or has had its time.
+
+    Who raises meanwhile takes no further part, and ``failed`` says why.
+    """
     with _quiet():
+        _warmed(entries, WARM[device])
         spent = dict.fromkeys(range(len(entries)), 0.0)
         for number in range(SAMPLES[device]):
             order = range(len(entries)) if number % 2 == 0 else reversed(range(len(entries)))
@@ -232,10 +261,28 @@ def interleaved(entries: Sequence[Timed], device: str) -> None:
                 if number >= FEWEST and spent[place] > BUDGET[device]:
                     continue
                 start = time.perf_counter()
-                entries[place].seconds.append(entries[place].sample())
+                _taken(entries[place], entries[place].sample, entries[place].seconds)
                 spent[place] += time.perf_counter() - start
         for entry in entries:
-            entry.walls += [entry.wall() for _ in range(FEWEST if device == "cuda" else 1)]
+            for _ in range(FEWEST if device == "cuda" else 1):
+                if sum(entry.walls) < BUDGET[device] / 2:
+                    _taken(entry, entry.wall, entry.walls)
+
+
+def _warmed(entries: Sequence[Timed], most: float) -> None:
+    """Turns that nobody counts."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < most and any(entry.failed is None for entry in entries):
+        for entry in entries:
+            _taken(entry, entry.sample, [])
+
+
+def _taken(entry: Timed, sample: Callable[[], float], into: list[float]) -> None:
+    if entry.failed is None:
+        try:
+            into.append(sample())
+        except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is the reason
+            entry.failed = error
 
 
 @contextmanager
@@ -247,53 +294,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
-    """Bytes that a call has at most beyond what was there before; its results are among them."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        kept = run()
-        torch.cuda.synchronize()
-        del kept
-        return int(torch.cuda.max_memory_allocated() - before)
-    from torch.profiler import ProfilerActivity, profile
-
-    with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        kept = run()
-    del kept
-    most = held = 0
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """What the profiler's own library writes to the error stream goes nowhere."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def launches_and_waits(run: Callable[[], Any]) -> tuple[int, int]:
-    """Kernels that a call launches on a GPU, and how often the host waits for the device."""
-    from torch.profiler import ProfilerActivity, profile
-
-    torch.cuda.synchronize()
-    with _silent(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
-        run()
-    names = [event.name() for event in record.profiler.kineto_results.events()]
-    launched = sum("LaunchKernel" in name for name in names)
-    waited = sum(name in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize") for name in names)
-    return launched, max(0, waited - 1)  # the profiler itself waits once

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Mode = Literal["forward", "backward", "both"]
@@ -68,6 +69,21 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Arguments:
+    """What one call is given: the tensors of a problem, and the gradients that its backward pass begins with."""
+
+    tensors: Tensors
+    upstream: tuple[Tensor, ...]
+    _cast: dict[tuple[torch.dtype, ...], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+
+    def upstream_in(self, dtypes: tuple[torch.dtype, ...]) -> tuple[Tensor, ...]:
+        """The upstream gradients in the dtypes of the outputs; made once, so that no call is timed with it."""
+        if dtypes not in self._cast:
+            self._cast[dtypes] = tuple(x.to(dtype) for x, dtype in zip(self.upstream, dtypes, strict=True))
+        return self._cast[dtypes]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Offer:
     """What a provider has for one operation: a function at the top of its module, which is timed and judged as it is.
 
@@ -75,7 +91,9 @@ class Offer:
     ``assay`` judges the function. ``refuses`` says why a shape cannot be taken. ``consumes``: tensors that a call
     overwrites, which are restored before each. ``devices``: where it runs, ``interpreter`` being a CPU with Triton's.
     ``cases``: of how many its audit is made at most, where each is compiled anew; 0: of all. ``early``: gradients are
-    made in the forward pass, so that a backward pass by itself says nothing and is not timed.
+    made in the forward pass, so that a backward pass by itself says nothing and is not timed. ``skips``: rows that are
+    not scored cost next to nothing, which only the estimate of a run's time is interested in. ``asked``: more cases for
+    its audit, as JSON, where it does not take most of those that there are.
     """
 
     function: Callable[..., Any]
@@ -86,6 +104,8 @@ class Offer:
     refuses: Callable[[Shape], str | None] = lambda _shape: None
     cases: int = 0
     early: bool = False
+    skips: bool = False
+    asked: tuple[str, ...] = ()
 
     @property
     def ref(self) -> str:
@@ -119,7 +139,8 @@ class Row:
 
     ``how`` says what was timed: ``graph`` replays, ``events`` around calls, or the ``wall`` clock. ``least`` is the
     time that the floor takes at the measured ceilings, ``share`` is least over median. ``errors`` are relative to the
-    norm of the truth, ``rounding`` what storing the truth in the dtype costs.
+    norm of the truth, ``rounding`` what storing the truth in the dtype costs. ``memory`` is that of a forward and a
+    backward pass, ``launches`` and ``waits`` are those of a call in this mode, and unknown on a CPU.
     """
 
     operation: str
@@ -163,13 +184,14 @@ class Absence:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All of one run, as it is stored: the machine, then rows and absences."""
+    """All of one run, as it is stored: the machine, then rows and absences. ``cut``: why it ended before its end."""
 
     machine: Mapping[str, Any]
     rows: tuple[Row, ...]
     absences: tuple[Absence, ...]
     grid: str
     rehearsal: bool
+    cut: str = ""
     schema: int = 1
 
     def to_json(self) -> dict[str, Any]:

@@ -64,23 +64,46 @@ HEAD = """# What the kernels cost
 Each provider does the same work on the same tensors. Before it is timed, its value and its gradients pass the laws of
 `assay audit` in the dtype that is timed; who does not pass is named and not timed.
 
-* **µs**: median of 30 samples of replayed graphs on a GPU, so that Python's time is not in it, and of calls on a CPU;
-  providers take turns, and arguments change from call to call so that no cache holds them. *by events*: the call waits
-  for the device and cannot be replayed. **wall µs**: one eager call with all of Python around it.
+* **µs**: median of 30 samples of replayed graphs on a GPU, so that Python's time is not in it, and of calls on a CPU,
+  fewer where one takes long; beside it what 20 % and 80 % of the samples did not exceed. Providers take turns, the
+  arguments and upstream gradients change from call to call, and before each sample other memory is read, so that no
+  cache holds them. Who writes over its input gets it back before each sample, which is not timed. *by events*: the call
+  waits for the device and cannot be replayed. **wall µs**: one eager call with all of Python around it.
 * **of the ceiling**: the time that the least bytes and operations take at the copy bandwidth and the matrix rate that
   were measured in the same run, over the median. Bytes that are read twice count once.
 * **memory**: the most that a forward and a backward pass need beyond the inputs, gradients included.
-* **launches, waits**: kernels of one forward and backward pass, and how often the host waits for the device in it.
-* **error**: norm of the difference from float64 over the norm of the truth, the worst of output and gradients; beside
-  it how many times that of rounding the truth once.
+* **launches, waits**: kernels of one call in this mode, and how often the host waits for the device in it.
+* **error**: norm of the difference from float64 over the norm of the truth, of the worst output and of the worst
+  gradient (each one by itself is in the JSON); **of rounding**: the worst of them, in units of rounding the truth once.
 
 A provider that makes its gradients in the forward pass has no row for backward by itself.
 
 What the numbers do not say: how a whole training step changes, since layers around a kernel may fuse with it; what
 other clocks, power limits or neighbours do; anything of shapes that are not listed.
 
-Measure here: `python -m assay.benchmarks` (with a GPU the full grid, in less than eight minutes; it needs neither nox
-nor a network). `nox -s bench` times what runs on a CPU and says when a commit is slower than the stored one.
+## Measure here
+
+On a machine with a GPU, from a checkout, without installing it, without nox and without a network:
+
+    PYTHONPATH=src python -m assay.benchmarks --out bench-report
+
+It takes less than eight minutes, says first how long it expects to take, and writes `comparison.json` (after each
+shape: a run that is stopped keeps what it has), `comparison.md` and the plots. Shapes for which no time is left, the
+least telling ones, are named. `--operation rotary` and `--provider assay` leave out the rest; `--seconds 120` ends
+sooner. Without a GPU the same command measures what runs on a CPU, and
+`TRITON_INTERPRET=1 PYTHONPATH=src python -m assay.benchmarks --grid tiny` goes through the GPU's run with tiny shapes.
+
+Beside torch, triton and transformers it needs hypothesis, safetensors, packaging and pydantic; matplotlib for the
+plots. On a machine that lacks pydantic, its wheels can be carried: `pip download --no-deps pydantic pydantic-core
+annotated-types typing-inspection`, then `pip install --no-index --no-deps --target site *.whl` and `site` on
+`PYTHONPATH`. Peers are found in the same way: liger-kernel, cut-cross-entropy, flash-linear-attention with fla-core and
+einops, quack-kernels. One that is not installed is named as absent.
+
+The tests of the kernels run on a GPU where there is one: `PYTHONPATH=src python -m pytest tests/test_kernel_*.py`.
+
+To store a run, copy its `comparison.json` to `benchmarks/results/NAME.json` and run `nox -s docs`.
+
+`nox -s bench` times what runs on a CPU and says when a commit is slower than the last good one on the same machine.
 """
 
 

@@ -8,7 +8,8 @@ from itertools import groupby
 from assay.benchmarks.nouns import MODES, Absence, Comparison, Row
 
 HEAD = (
-    "| provider | µs (20 % to 80 %) | of the ceiling | wall µs | memory MiB | launches, waits | error | of rounding |"
+    "| provider | µs (20 % to 80 %) | of the ceiling | wall µs | memory MiB | launches, waits "
+    "| error of outputs, of gradients | of rounding |"
 )
 RULE = "|---|--:|--:|--:|--:|--:|--:|--:|"
 TITLES = {
@@ -24,6 +25,9 @@ def machine_lines(found: Comparison) -> Iterator[str]:
     facts = found.machine
     if found.rehearsal:
         yield "**A rehearsal in Triton's interpreter: it shows that everything runs. Its times mean nothing.**"
+        yield ""
+    if found.cut:
+        yield f"**Not the whole run: {found.cut}.**"
         yield ""
     yield (
         f"{facts['name']}, {facts['date']}: copies {facts['copy_tb_per_s']:.3f} TB/s (read and written), "
@@ -67,9 +71,17 @@ def _line(row: Row) -> str:
     cells = (
         f"{name} {row.version}{note}", f"{row.median:,.1f} ({row.low:,.1f} to {row.high:,.1f}){how}",
         f"{row.share:.0%}", f"{row.wall:,.0f}", f"{row.memory / 2**20:,.1f}", counted,
-        "" if wrong is None else f"{wrong:.1e}", "" if not limit or wrong is None else f"{wrong / limit:.2f}",
+        _errors(row), "" if not limit or wrong is None else f"{wrong / limit:.2f}",
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def _errors(row: Row) -> str:
+    """The worst output, and where gradients are made the worst of those."""
+    outputs = _forward_error(row)
+    grads = max((value for name, value in row.errors.items() if name.startswith("grad:")), default=None)
+    told = [outputs] if row.mode == "forward" else [outputs, grads]
+    return ", ".join(f"{value:.1e}" for value in told if value is not None)
 
 
 def _forward_error(row: Row) -> float | None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from assay.benchmarks import __main__ as command
-from assay.benchmarks import compare, errors, machine, measure, pages, tables
-from assay.benchmarks.nouns import MODES, Offer, Provider, Shape, from_json
+from assay.benchmarks import compare, counts, errors, machine, measure, pages, tables
+from assay.benchmarks.nouns import MODES, Arguments, Offer, Provider, Shape, from_json
 from assay.benchmarks.operations._labels import IGNORED, labels, scored
 from assay.benchmarks.providers import ours, plain
 
@@ -49,7 +49,8 @@ def test_plain_torch_is_as_near_the_truth_as_float32_allows(name: str) -> None:
     call = plain.OFFERS[name].call(problem.shape)
     truth = problem.truth()
     outputs = call(problem.tensors)
-    grads = measure.gradients(outputs, problem.tensors, problem, keep=False)
+    arguments = Arguments(tensors=problem.tensors, upstream=problem.upstream)
+    grads = measure.gradients(outputs, arguments, problem, keep=False)
     got = dict(zip(problem.outputs, outputs, strict=True))
     got |= {f"grad:{name}": grad for name, grad in zip(problem.differentiable, grads, strict=True)}
     found = errors.errors(got, truth)
@@ -96,11 +97,11 @@ def test_what_a_call_consumes_is_restored() -> None:
     problem = _problem("cross_entropy")
     before = problem.tensors["logits"].detach().clone()
 
-    def spoil(tensors):
+    def spoil(arguments):
         with torch.no_grad():
-            tensors["logits"].zero_()
+            arguments.tensors["logits"].zero_()
 
-    run = measure.Run(spoil, [problem.tensors], ("logits",))
+    run = measure.Run(spoil, measure.Sets(problem), ("logits",))
     run()
     assert not problem.tensors["logits"].any()
     run.restore()
@@ -118,7 +119,7 @@ def test_nobody_is_timed_on_what_another_has_left() -> None:
         return (tensors["logits"].sum(),)
 
     for mode in ("forward", "both"):
-        entry = measure.ready("spoils", spoil, problem, mode, [problem.tensors], ("logits",))
+        entry = measure.ready("spoils", spoil, problem, mode, measure.Sets(problem), ("logits",))
         assert torch.equal(problem.tensors["logits"], before)
         for run in (entry.sample, entry.wall):
             run()
@@ -140,7 +141,7 @@ def test_memory_counts_what_lives_at_once() -> None:
         del first
         return second * 2
 
-    assert 3 << 20 > measure.peak_memory(run, CPU) >= 2 << 20
+    assert 3 << 20 > counts.peak_memory(run, CPU) >= 2 << 20
 
 
 def _double(logits, labels):
@@ -187,12 +188,12 @@ def test_a_run_becomes_a_page(monkeypatch: pytest.MonkeyPatch, tmp_path, capsys:
     assert code == 0
     found = from_json(json.loads((tmp_path / "comparison.json").read_text()))
     names = {row.provider for row in found.rows}
-    assert names == ({"torch", "assay", "assay, in place"} if compare.place() == "interpreter" else {"torch"})
+    assert names == ({"torch", "assay", "assay, in place"} if machine.place() == "interpreter" else {"torch"})
     assert all(max(row.errors.values()) < 1e-5 for row in found.rows)
     page = (tmp_path / "comparison.md").read_text()
     assert "## Masked regression" in page
     assert "| torch " in page
-    assert ("rehearsal" in page) == (compare.place() == "interpreter")
+    assert ("rehearsal" in page) == (machine.place() == "interpreter")
     assert "TB/s" in capsys.readouterr().out
 
 

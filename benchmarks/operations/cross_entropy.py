@@ -19,7 +19,8 @@ VOCABULARIES = {"Qwen2.5-VL-7B": 152_064, "Qwen3-VL-8B": 151_936, "Qwen3.5-like"
 MASKED = (0.0, 0.5, 0.9, 0.98)
 PEAK = 30.0
 """How far the label's logit stands out where values are peaked: about half of the probability."""
-EXACT = 4096
+EXACT = 16384
+"""Tokens up to which the truth is computed: 20 GB of gradient."""
 BLOCK = 256
 """Rows that the truth is computed on at a time."""
 
@@ -38,12 +39,15 @@ def shapes(grid: str) -> Iterator[Shape]:
         if model != "Qwen2.5-VL-7B":
             yield Shape(model=model, tokens=tokens, settings=_settings(model))
     first = Shape(model="Qwen2.5-VL-7B", tokens=tokens, settings=_settings("Qwen2.5-VL-7B"))
-    yield replace(first, masked=0.9, mask="random")
+    for masked in MASKED[1:]:
+        yield replace(first, masked=masked, mask="random")
     yield replace(first, values="peaked")
     yield replace(first, upstream=0.125)
     if grid == "full":
         yield replace(first, tokens=16384, masked=0.9)
+        yield replace(first, tokens=2048)
         yield replace(first, tokens=16384)
+        yield replace(first, tokens=32768, masked=0.9)
 
 
 def _settings(model: str) -> dict[str, int]:
@@ -61,15 +65,16 @@ def problem(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloa
         logits[rows, target[rows]] = logits[rows].float().logsumexp(-1).to(dtype)
 
     def truth() -> Tensors:
-        count, loss, grads = (target != IGNORED).sum(), logits.new_zeros((), dtype=torch.float64), []
+        count, loss = (target != IGNORED).sum(), logits.new_zeros((), dtype=torch.float64)
+        grad = torch.empty_like(logits, dtype=torch.float64, requires_grad=False)
         for start in range(0, shape.tokens, BLOCK):
             part = logits.detach()[start : start + BLOCK].double().requires_grad_()
             total = torch.nn.functional.cross_entropy(part, target[start : start + BLOCK], reduction="sum") / count
             (total * shape.upstream).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             loss = loss + total.detach()
             assert part.grad is not None
-            grads.append(part.grad)
-        return {"loss": loss, "grad:logits": torch.cat(grads)}
+            grad[start : start + BLOCK] = part.grad
+        return {"loss": loss, "grad:logits": grad}
 
     return Problem(
         shape=shape, tensors={"logits": logits.requires_grad_(), "labels": target}, outputs=("loss",),

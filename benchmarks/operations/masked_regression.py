@@ -17,7 +17,7 @@ AUDITED = "masked_loss.regression"
 NOTHING: tuple[str, ...] = ("all-masked", "no-sample")
 """Cases of its audit in which there is nothing to do."""
 MODELS = {"ViT-g": {"channels": 1408}, "wide": {"channels": 4096}, "tiny": {"channels": 24}}
-EXACT = 32768
+EXACT = 1 << 17
 
 
 def shapes(grid: str) -> Iterator[Shape]:
@@ -26,8 +26,9 @@ def shapes(grid: str) -> Iterator[Shape]:
         yield Shape(model="tiny", tokens=9, settings=MODELS["tiny"], masked=0.5)
         return
     tokens = 24576 if grid == "full" else 1024
-    for masked in (0.0, 0.5, 0.9):
+    for masked in (0.0, 0.5, 0.9, 0.98):
         yield Shape(model="ViT-g", tokens=tokens, settings=MODELS["ViT-g"], masked=masked, mask="random")
+    yield Shape(model="ViT-g", tokens=tokens, settings=MODELS["ViT-g"], masked=0.9)
     yield Shape(model="ViT-g", tokens=tokens, settings=MODELS["ViT-g"], upstream=0.125)
     if grid == "full":
         for masked in (0.0, 0.5, 0.9):

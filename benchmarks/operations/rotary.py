@@ -29,7 +29,7 @@ LAYOUTS = ("view", "packed", "dense")
 """``view``: [B,S,H,D] storage seen as [B,H,S,D], as models have it; ``packed``: slices of one [B,S,(Hq+2Hk)D] product;
 ``dense``: [B,H,S,D]."""
 BASE = 1e6
-EXACT = 1 << 15
+EXACT = 1 << 17
 """Tokens up to which the truth is computed."""
 
 

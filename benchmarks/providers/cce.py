@@ -33,7 +33,7 @@ PROVIDERS = (
         name="CCE", packages=("cut-cross-entropy",),
         offers={
             "linear_cross_entropy": Offer(
-                function=linear_cross_entropy, arguments=LINEAR, form="rows", devices=("cuda",)
+                function=linear_cross_entropy, arguments=LINEAR, form="rows", devices=("cuda",), skips=True
             )
         },
         note="leaves out gradients below its threshold",
@@ -42,7 +42,7 @@ PROVIDERS = (
         name="CCE, exact", packages=("cut-cross-entropy",),
         offers={
             "linear_cross_entropy": Offer(
-                function=linear_cross_entropy_exact, arguments=LINEAR, form="rows", devices=("cuda",)
+                function=linear_cross_entropy_exact, arguments=LINEAR, form="rows", devices=("cuda",), skips=True
             )
         },
     ),

@@ -13,12 +13,18 @@ from torch import Tensor
 from assay.benchmarks.nouns import Provider
 from assay.benchmarks.providers import plain
 
+SHAPES = 200
+"""For how many shapes one function is compiled, with gradients and without."""
+
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    from torch._dynamo import config as compiler
     from torch._functorch import config
 
     config.donated_buffer = False  # else a backward pass can be made only once, and not be timed by itself
+    compiler.recompile_limit = SHAPES  # else it runs what is not compiled, in silence, from the ninth shape on
+    compiler.fail_on_recompile_limit_hit = True
     found: Callable[..., Any] = torch.compile(function, dynamic=False)
     return found
 

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional
 
+from assay.audits.terms import Inexpressible
 from assay.benchmarks.nouns import Offer, Provider
 
 LINEAR = ("hidden", "head", "labels")
+EIGHT = 8
+ASKED = tuple(
+    f'{{"batch":2,"length":{length},"vocab":{vocab},"width":64,"masked":"{masked}"}}'
+    for length, vocab, masked in ((64, 256, "none"), (64, 256, "some"), (50, 136, "ragged"))
+)
+"""Cases of multiples of eight: those of the audit are odd."""
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,11 +36,26 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return loss
 
 
+def _eights(hidden: Tensor, head: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and labels, with rows that are not scored behind them up to a multiple of eight, as it demands.
+
+    Widths and vocabularies must be such multiples too; nobody can add to those.
+    """
+    rows, targets = hidden.flatten(0, -2), labels.flatten()
+    if head.shape[0] % EIGHT or head.shape[1] % EIGHT or not len(rows):
+        raise Inexpressible("it takes multiples of eight alone, and at least one row")
+    more = -len(rows) % EIGHT
+    if not more:
+        return rows, targets
+    return functional.pad(rows, (0, 0, 0, more)), functional.pad(targets, (0, more), value=-100)
+
+
 def linear_cross_entropy(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     """In its chunks of 4,096 rows."""
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
-    loss: Tensor = chunked_linear_cross_entropy(hidden.flatten(0, -2), head, labels.flatten())
+    rows, targets = _eights(hidden, head, labels)
+    loss: Tensor = chunked_linear_cross_entropy(rows, head, targets)
     return loss
 
 
@@ -40,13 +63,13 @@ def linear_cross_entropy_whole(hidden: Tensor, head: Tensor, labels: Tensor) -> 
     """In one chunk."""
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
-    rows = hidden.flatten(0, -2)
-    loss: Tensor = chunked_linear_cross_entropy(rows, head, labels.flatten(), chunk_size=len(rows))
+    rows, targets = _eights(hidden, head, labels)
+    loss: Tensor = chunked_linear_cross_entropy(rows, head, targets, chunk_size=len(rows))
     return loss
 
 
 def _linear(function: object) -> Offer:
-    return Offer(function=function, arguments=LINEAR, form="rows", devices=("cuda",), early=True)  # type: ignore[arg-type]  # it is one of those above
+    return Offer(function=function, arguments=LINEAR, form="rows", devices=("cuda",), early=True, asked=ASKED)  # type: ignore[arg-type]  # it is one of those above
 
 
 PROVIDERS = (

@@ -88,8 +88,8 @@ def reach(inputs: Inputs, upstream: Outputs | None) -> Outputs:
     if upstream is not None:
         rows = found["grad:hidden"]
         found["grad:hidden"] = rows * (head.abs().amax() if head.numel() else 0.0)
-        found["grad:head"] = (rows * hidden.abs()).flatten(0, -2).sum(0).amax() * torch.ones(1, 1)
-        found["grad:bias"] = rows.sum() * torch.ones(1)
+        found["grad:head"] = (rows * hidden.abs()).flatten(0, -2).sum(0).amax().reshape(1, 1)
+        found["grad:bias"] = rows.sum().reshape(1)
     return found
 
 

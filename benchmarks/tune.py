@@ -15,15 +15,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from assay.audits.compile import OfflineError
 from assay.audits.laws import limits
-from assay.benchmarks import compare, errors, machine, measure
+from assay.benchmarks import errors, machine, measure
 from assay.benchmarks.measure import Timed
-from assay.benchmarks.nouns import Problem, Shape
+from assay.benchmarks.nouns import Arguments, Problem, Shape
 from assay.benchmarks.offline import load
 from assay.benchmarks.predict import CHIPS, predict
 from assay.benchmarks.tuned import TUNED, Settings, Tuned
@@ -54,10 +53,10 @@ class Trial:
 
 def trials(tuned: Tuned, name: str, shape: Shape, *, rehearsal: bool) -> list[Trial]:
     """The formula and what is tried beside it, checked, and timed in turns."""
-    device = torch.device("cuda" if compare.place() == "cuda" else "cpu")
-    problem = tuned.problem(shape, device, compare.dtype_on(device))
-    sets = measure.argument_sets(problem)
-    truth = _answers(tuned, problem, {})
+    device = torch.device("cuda" if machine.place() == "cuda" else "cpu")
+    problem = tuned.problem(shape, device, machine.dtype_on(device))
+    sets = measure.Sets(problem)
+    truth = _answers(tuned, problem, sets, {})
     found = [_ready(tuned, name, problem, sets, settings, truth) for settings in ({}, *tuned.tried)]
     entries = [trial.entry for trial in found if trial.entry]
     if rehearsal:
@@ -68,32 +67,32 @@ def trials(tuned: Tuned, name: str, shape: Shape, *, rehearsal: bool) -> list[Tr
     return found
 
 
-def _answers(tuned: Tuned, problem: Problem, settings: Settings) -> dict[str, torch.Tensor]:
+def _answers(tuned: Tuned, problem: Problem, sets: measure.Sets, settings: Settings) -> dict[str, torch.Tensor]:
     """Outputs and gradients under some settings."""
-    run = measure.Run(lambda tensors: _both(tuned, problem, tensors), [problem.tensors], tuned.consumes)
+    run = measure.Run(lambda arguments: _both(tuned, problem, arguments), sets, tuned.consumes)
     with choices.forced(tuned.kernel, settings):
         found: dict[str, torch.Tensor] = run()
-    run.restore()
+    run.restore_all()
     return found
 
 
-def _both(tuned: Tuned, problem: Problem, tensors: Any) -> dict[str, torch.Tensor]:
-    out = tuned.offer.call(problem.shape)(tensors)
+def _both(tuned: Tuned, problem: Problem, arguments: Arguments) -> dict[str, torch.Tensor]:
+    out = tuned.offer.call(problem.shape)(arguments.tensors)
     kept = [x.detach().clone() for x in out]
-    grads = measure.gradients(out, tensors, problem, keep=False, own=True)
+    grads = measure.gradients(out, arguments, problem, keep=False)
     names = (*problem.outputs, *(f"grad:{name}" for name in problem.differentiable))
     return dict(zip(names, (*kept, *(grad.clone() for grad in grads)), strict=True))
 
 
 def _ready(
-    tuned: Tuned, name: str, problem: Problem, sets: Sequence[Any], settings: Settings, truth: dict[str, torch.Tensor]
+    tuned: Tuned, name: str, problem: Problem, sets: measure.Sets, settings: Settings, truth: dict[str, torch.Tensor]
 ) -> Trial:
     """A setting made ready to be timed, if it gives what the formula gives."""
     told = functools.partial(
         Trial, tuned=tuned, shape_class=name, settings=settings, prediction=prediction(tuned, problem.shape, settings)
     )
     try:
-        if reason := _differs(_answers(tuned, problem, settings), truth):
+        if reason := _differs(_answers(tuned, problem, sets, settings), truth):
             return told(reason=reason)
         with choices.forced(tuned.kernel, settings):
             call = tuned.offer.call(problem.shape)
@@ -207,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes, anywhere, once; stores nothing")
     parser.add_argument("--predict", action="store_true", help="no GPU and no times: what the compiler makes of each")
     told = parser.parse_args(arguments)
-    place = compare.place()
+    place = machine.place()
     if not (told.predict or told.rehearse or place == "cuda"):
         print("no CUDA device: nothing can be timed here. --rehearse runs the machinery, --predict asks the compiler")
         return NO_GPU

@@ -178,7 +178,7 @@ def test_classes_of_shapes_are_those_of_the_launch_code(monkeypatch: pytest.Monk
     for one in tuned.TUNED:
         ((name, shape), *_) = one.shapes("tiny", 4).items()
         problem = one.problem(shape, torch.device(DEVICE), torch.float32)
-        tune._answers(one, problem, {})
+        tune._answers(one, problem, measure.Sets(problem), {})
         assert f"{one.kernel}: {name}" in asked
 
 

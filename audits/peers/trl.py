@@ -143,16 +143,30 @@ def padding_free() -> Any:
 
 def padding_free_pack(features: Sequence[Mapping[str, Any]]) -> Any:
     """The collator that makes one row of all samples."""
+    _text_alone(features)
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     return DataCollatorForLanguageModeling(0, padding_free=True)([dict(one) for one in features])
 
 
 def padding_collate(features: Sequence[Mapping[str, Any]], tokenizer: Any) -> Any:
-    """The collator that pads."""
+    """The collator that pads, always on the right."""
+    _text_alone(features)
+    if tokenizer.padding_side != "right":
+        message = "it pads on the right, whatever the tokenizer says"
+        raise Inexpressible(message)
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     return DataCollatorForLanguageModeling(tokenizer.pad_token_id)([dict(one) for one in features])
+
+
+def _text_alone(features: Sequence[Mapping[str, Any]]) -> None:
+    """The collator documents which columns it returns, all of them of texts; images have a collator of their own."""
+    for feature in features:
+        further = set(feature) - {"input_ids", "labels", "attention_mask", "position_ids"}
+        if further:
+            message = f"it documents that it reads ids and labels: not {', '.join(sorted(further))}"
+            raise Inexpressible(message)
 
 
 def _packed(strategy: str, policy: str) -> Callable[..., Any]:

@@ -47,7 +47,7 @@ class Batches:
         written = [_written(sample["messages"]) for sample in samples]
         columns: dict[str, Any] = {"messages": [messages for messages, _ in written]}
         if self.images:
-            _import_without_torchvision("qwen_vl_utils")
+            import_without_torchvision("qwen_vl_utils")
             columns["images"] = [pictures for _, pictures in written]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.parquet"
@@ -78,7 +78,7 @@ class Batches:
         return {**batch, "labels": given["input_ids"].where(whole.bool(), IGNORED)}
 
 
-def _import_without_torchvision(name: str) -> None:
+def import_without_torchvision(name: str) -> None:
     """Import a module that asks for torchvision, of which there is no build for a CPU, and needs it for videos only."""
     names = ("torchvision", "torchvision.io", "torchvision.transforms")
     if name in sys.modules or "torchvision" in sys.modules:

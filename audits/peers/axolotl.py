@@ -160,17 +160,18 @@ def plan_multipack_sequential(lengths: Sequence[int], capacity: int, overlong: s
 
 def _tokenizer(pad: int = 0) -> Any:
     """A tokenizer that does what the collators ask of one: pad ids and masks on the right."""
-    from transformers import PreTrainedTokenizerFast
     from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
 
     words = {f"w{number}": number for number in range(pad + 1)}
-    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0"))  # noqa: S106  # a token of a vocabulary)
+    inner = Tokenizer(models.WordLevel(words, unk_token="w0"))  # noqa: S106  # a token of a vocabulary
+    made = PreTrainedTokenizerFast(tokenizer_object=inner)
     made.pad_token = f"w{pad}"
     return made
 
 
 def pack(features: Sequence[Mapping[str, Any]]) -> Any:
-    """``V2BatchSamplerDataCollatorForSeq2Seq`` on the samples of a row, with masks and positions as its data sets have."""
+    """``V2BatchSamplerDataCollatorForSeq2Seq`` on the samples of a row, with masks and positions."""
     from axolotl.utils.collators.batching import V2BatchSamplerDataCollatorForSeq2Seq
 
     collator = V2BatchSamplerDataCollatorForSeq2Seq(_tokenizer())

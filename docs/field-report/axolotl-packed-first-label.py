@@ -1,6 +1,6 @@
 """Axolotl's multipack collator trains the last token of a sample to predict the first of the next.
 
-It does where that has a label, as in samples of which everything is trained on (completions, ``train_on_inputs``). Right is no label at the first
+It does where that has a label, as in samples of which everything is trained on. Right is no label at the first
 token of a sample in a row: alone, nothing predicts it; transformers' own packing collator writes -100 there, and so do
 the labels of the samples each alone, shifted. Exit status 1: the bug shows.
 """

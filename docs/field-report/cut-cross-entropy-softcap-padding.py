@@ -1,6 +1,6 @@
 """Cut Cross-Entropy counts padding of its last tile of the vocabulary where logits are soft-capped.
 
-Columns beyond the vocabulary are set to -inf and capped after that, so that each adds exp(-softcap) to the sum. Right is
+Columns beyond the vocabulary are set to -inf and capped after that: each adds exp(-softcap) to the sum. Right is
 the loss of capped logits by PyTorch, and by the package's other implementation; with a vocabulary that fills tiles of
 128 it is right. Run in Triton's interpreter, which lacks tanh and log1p of the device's library: they are written
 out here. Exit status 1: the bug shows.

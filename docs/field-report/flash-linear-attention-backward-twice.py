@@ -1,6 +1,7 @@
 """A second backward pass through fla's fused linear cross-entropy gives another gradient.
 
-The stored one was scaled in place. Reachable with ``retain_graph=True`` and a loss that is multiplied. Right is the same gradient each time, as PyTorch's
+The stored one was scaled in place.
+Reachable with ``retain_graph=True`` and a loss that is multiplied. Right is the same gradient each time, as PyTorch's
 loss and fla's own unfused loss give. Exit status 1: the bug shows.
 """
 

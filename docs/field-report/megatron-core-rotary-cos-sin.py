@@ -19,9 +19,7 @@ low, high = x.chunk(2, dim=-1)
 formula = torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 by_angles = rope_utils._apply_rotary_pos_emb_bshd(x, torch.cat([angles, angles], -1)[:, None, None])
 found = rope_utils.apply_rotary_pos_emb_with_cos_sin(x, angles.cos(), angles.sin())
-print(
-    f"the library's rotation by angles and the formula: largest difference {float((by_angles - formula).abs().max()):.1e}"
-)
+print(f"the library's rotation by angles and the formula: differ by {float((by_angles - formula).abs().max()):.1e}")
 print(f"its rotation by cosines and sines and the formula: {float((found - formula).abs().max()):.4f}")
 print(f"what position 0 changes: {float((found - x)[0].abs().max()):.4f}, right is 0")
 raise SystemExit(int(not torch.allclose(found, formula)))

@@ -1,6 +1,7 @@
 """verl 0.9.1 reads the vision tower's output as a tensor where transformers 5 returns an object.
 
-Two of its forwards raise: Qwen2-VL and Qwen2.5-VL on a batch without images, GLM-4.1V on any batch.
+Two of its forwards raise: Qwen2-VL and Qwen2.5-VL on a batch without images, GLM-4.1V on any batch (reported, shown here,
+not counted).
 """
 
 import sys
@@ -47,7 +48,7 @@ def main() -> int:
     for case, right in zip(cases, before, strict=True):
         got = called(*case[1:])
         if isinstance(got, Exception):
-            broken = True
+            broken |= case[0].startswith("Qwen")
             print(f"{case[0]}: the model returns logits {tuple(right.shape)}; patched by verl: {got!r}")
         else:
             print(f"{case[0]}: patched by verl, logits differ by {(got - right).abs().max():.1e}")

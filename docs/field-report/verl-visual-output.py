@@ -1,7 +1,7 @@
 """verl 0.9.1 reads the vision tower's output as a tensor where transformers 5 returns an object.
 
-Two of its forwards raise: Qwen2-VL and Qwen2.5-VL on a batch without images, GLM-4.1V on any batch (reported, shown here,
-not counted).
+Two of its forwards raise: Qwen2-VL and Qwen2.5-VL on a batch without images, GLM-4.1V on any batch
+(reported upstream, shown here and not counted).
 """
 
 import sys

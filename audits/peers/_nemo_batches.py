@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -27,12 +29,26 @@ def _unshifted(labels: Tensor, numbers: Tensor | None = None) -> Tensor:
     return made
 
 
-def _each_cut(batch: dict[str, Tensor], pad: int) -> dict[str, Tensor]:
+@contextlib.contextmanager
+def _counted(processor: Any) -> Iterator[list[Tensor]]:
+    """How many tokens each row has when the processor hands it over."""
+    counts: list[Tensor] = []
+    call = type(processor).__call__
+
+    def counting(*given: Any, **named: Any) -> Any:
+        made = call(*given, **named)
+        counts.append(torch.as_tensor(made["attention_mask"]).sum(1))
+        return made
+
+    with mock.patch.object(type(processor), "__call__", counting):
+        yield counts
+
+
+def _each_cut(batch: dict[str, Tensor], counts: Tensor, pad: int) -> dict[str, Tensor]:
     """The batch with the last token of every row taken out, as it is of the longest, where nothing is trained on."""
-    real = batch["attention_mask"].sum(1)
-    for row, count in enumerate(real.tolist()):
-        last = int(batch["attention_mask"][row].nonzero().flatten()[-1])
-        if count < batch["input_ids"].shape[1] and batch["labels"][row, last] == IGNORED:
+    for row, left in enumerate((counts - 1).tolist()):
+        last = batch["attention_mask"][row].nonzero().flatten()[left:]
+        if (batch["labels"][row, last] == IGNORED).all():
             batch["input_ids"][row, last], batch["attention_mask"][row, last] = pad, 0
     return batch
 
@@ -48,9 +64,11 @@ class Collated:
         """The batch, without what is for pipeline parallelism alone."""
         from nemo_automodel.components.datasets.vlm import collate_fns
 
-        batch = dict(getattr(collate_fns, self.name)(_talks(samples), self.processor))
+        with _counted(self.processor) as counts:
+            batch = dict(getattr(collate_fns, self.name)(_talks(samples), self.processor))
         kept = {name: value for name, value in batch.items() if not name.endswith("_per_sample")}
-        return _each_cut({**kept, "labels": _unshifted(batch["labels"])}, self.processor.tokenizer.pad_token_id)
+        kept["labels"] = _unshifted(batch["labels"])
+        return _each_cut(kept, counts[-1], self.processor.tokenizer.pad_token_id)
 
 
 def _packs() -> Any:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from torch import Tensor
 
 FAMILY = "qwen2_5_vl"
+SIDE = 28
+"""Pixels of an even number of these are a multiple of what it resizes to, and of the tiny model's patches."""
 
 
 class Batches:
@@ -43,9 +46,8 @@ def _pipeline(**options: Any) -> dict[str, Any]:
     from assay.audits.families.discovery import loaded
 
     processor = own.processor(FAMILY)
-    side = int(processor.image_processor.patch_size)
     return {
-        "dataset": own.Talks(side), "collator": Batches(_template(processor, **options), processor),
+        "dataset": own.Talks(SIDE), "collator": Batches(_template(processor, **options), processor),
         "processor": processor, "model": functools.partial(loaded(FAMILY).build, 0),
     }  # fmt: skip
 
@@ -64,6 +66,7 @@ def _template(processor: Any, **options: Any) -> Any:
     given = mock.patch.object(transformers.AutoProcessor, "from_pretrained", return_value=processor)
     with tempfile.TemporaryDirectory() as folder, given:
         loaded(FAMILY).build(0).save_pretrained(folder)
+        (Path(folder) / "processor_config.json").write_text("{}")  # without it a tokenizer alone is looked for
         model, known = get_model_processor(folder, model_type=FAMILY)
     template = get_template(known, template_type=FAMILY, **options)
     template.set_mode("train")

@@ -21,7 +21,7 @@ PLAIN: dict[str, Any] = {"weighted": False, "softcap": None, "z_loss": 0.0, "lab
 
 
 def _candidates() -> Iterator[Candidate]:
-    scope = {**PLAIN, "normaliser": None, "ignore_index": -100}
+    scope = {**PLAIN, "normaliser": None, "ignore_index": -100, "reduction": "sum"}
     ref = f"{HERE}:chunked_loss"
     yield peer.calls("masked_loss.cross_entropy", "chunked-loss", ref, form="torch", scope=scope)
     for name in ("packed-seq-params", "cu-seqlens"):
@@ -47,16 +47,14 @@ PEER = peer.Peer(
 )
 
 
-def chunked_loss(rows: Tensor, labels: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
-    """The loss of sequence parallelism, three tokens at a time, and the trainer's mean of it."""
+def chunked_loss(rows: Tensor, labels: Tensor, *, reduction: str = "sum", **options: Any) -> Tensor:
+    """The losses of tokens as sequence parallelism has them, three at a time. What is divided by what is elsewhere."""
     from swift.sequence_parallel.utils import ChunkedCrossEntropyLoss
 
-    if ignore_index != -100:
-        raise Inexpressible("-100 is ignored")
+    if options.get("ignore_index", -100) != -100 or options.get("label_smoothing") or reduction == "mean":
+        raise Inexpressible("the losses of tokens, -100 ignored")
     made: Tensor = ChunkedCrossEntropyLoss.apply(rows, labels, 3)
-    if reduction == "none":
-        return made
-    return made.sum() / (labels != -100).sum() if reduction == "mean" else made.sum()
+    return made if reduction == "none" else made.sum()
 
 
 def packed_seq_params(position_ids: Tensor) -> Any:
@@ -141,3 +139,13 @@ def _shard(batch: Mapping[str, Tensor], cp_rank: int, cp_size: int, *, ring: boo
 
 shard_ulysses = functools.partial(_shard, ring=False)
 shard_ring = functools.partial(_shard, ring=True)
+
+
+def trains_on() -> dict[str, Any]:
+    """By option: what makes ids and labels of conversations."""
+    from assay.audits.peers import _swift_batches, _trained
+
+    return {
+        "default": _trained.by(_swift_batches.padded_qwen2_5_vl),
+        "loss_scale last_round": _trained.by(_swift_batches.last_round_qwen2_5_vl),
+    }

@@ -95,13 +95,16 @@ def chunked_ce(
     return SimpleNamespace(value=made(hidden, targets, head, num_label_tokens=count))
 
 
+def _next(labels: Sequence[int]) -> list[int]:
+    return [*labels[1:], IGNORED] if labels else []
+
+
 def _bare(features: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Samples as the packers take them: each label is that of the next token. A pack is of labelled samples."""
     if any("labels" not in one for one in features):
         raise Inexpressible("samples without labels")
     return [
-        {"input_ids": torch.tensor(one["input_ids"]), "labels": torch.tensor([*one["labels"][1:], IGNORED])}
-        for one in features
+        {"input_ids": torch.tensor(one["input_ids"]), "labels": torch.tensor(_next(one["labels"]))} for one in features
     ]
 
 
@@ -157,7 +160,18 @@ def labels_from_text(messages: Sequence[Mapping[str, Any]], processor: Any) -> d
     """Labels by a search for what the assistant said, which is the last resort."""
     from nemo_automodel.components.datasets.vlm.collate_fns import build_labels
 
-    images = [part["image"] for item in messages for part in item["content"] if part["type"] == "image"]
+    parts = [part for item in messages for part in item["content"] if not isinstance(item["content"], str)]
+    images = [part["image"] for part in parts if part["type"] == "image"]
     text = processor.apply_chat_template(messages, tokenize=False)
     ids = processor(text=[text], return_tensors="pt", **({"images": images} if images else {}))["input_ids"]
     return {"input_ids": ids[0], "labels": build_labels(ids, [messages], processor)[0]}
+
+
+def trains_on() -> dict[str, Any]:
+    """By option: what makes ids and labels of conversations."""
+    from assay.audits.peers import _nemo_batches, _trained
+
+    return {
+        "qwen2_5_collate_fn": _trained.by(_nemo_batches.qwen2_5_collate),
+        "default_collate_fn": _trained.by(_nemo_batches.default_collate),
+    }

@@ -183,8 +183,8 @@ def _scored(name: str, rows: Tensor, labels: Tensor, **options: Any) -> Tensor:
     """The loss of supervised training: minus the sum of the labels' log-probabilities over their number."""
     import verl.utils.torch_functional as functional
 
-    if options.get("reduction", "mean") != "mean":
-        raise Inexpressible("the mean over tokens")
+    if options.get("reduction", "mean") != "mean" or options.get("label_smoothing"):
+        raise Inexpressible("the mean over tokens, without smoothing")
     kept = labels != options.get("ignore_index", -100)
     logprobs = getattr(functional, name)(rows, labels.where(kept, 0))
     return -functional.masked_mean(logprobs, kept)
@@ -192,3 +192,10 @@ def _scored(name: str, rows: Tensor, labels: Tensor, **options: Any) -> Tensor:
 
 logprobs_v2 = functools.partial(_scored, "logprobs_from_logits_v2")
 logprobs_naive = functools.partial(_scored, "logprobs_from_logits_naive")
+
+
+def trains_on() -> dict[str, Any]:
+    """By option: what makes ids and labels of conversations."""
+    from assay.audits.peers import _trained, _verl_batches
+
+    return {"default": _trained.by(_verl_batches.sft_qwen2_5_vl)}

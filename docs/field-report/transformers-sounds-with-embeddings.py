@@ -7,13 +7,8 @@ the same call with ids; LLaVA, where an image is looked at in both calls. Qwen2-
 import sys
 
 import torch
-from transformers import AudioFlamingo3Config, AudioFlamingo3ForConditionalGeneration
-from transformers import (
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Qwen2AudioConfig,
-    Qwen2AudioForConditionalGeneration,
-)
+from transformers import AudioFlamingo3Config, AudioFlamingo3ForConditionalGeneration, LlavaConfig
+from transformers import LlavaForConditionalGeneration, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 AUDIO = {
     "num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "d_model": 32,

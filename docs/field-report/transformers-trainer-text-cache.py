@@ -9,13 +9,8 @@ import sys
 import tempfile
 
 import torch
-from transformers import (
-    DataCollatorWithFlattening,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import DataCollatorWithFlattening, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Trainer, TrainingArguments
 
 TEXT = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,

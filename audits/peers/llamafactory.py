@@ -18,6 +18,10 @@ CUTOFF = 512
 """Tokens of a pack, and of the longest conversation."""
 
 
+TEMPLATES = {"qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
+"""What its list of models names for the families; the second for the models that do not think."""
+
+
 def _candidates() -> Iterator[Candidate]:
     yield peer.calls("packed_positions.plan", "greedy-knapsack", f"{HERE}:knapsack", form="sizes")
     yield peer.calls("packed_positions.mask", "4d-mask", f"{HERE}:mask", form="numbers")
@@ -86,8 +90,7 @@ class _Batches:
         self.processor.image_processor = copy.deepcopy(self.processor.image_processor)
         self.processor.image_processor.do_resize = True
         self.processor.image_processor.size = {"shortest_edge": 64, "longest_edge": 65536}
-        name = family.replace("2_5", "2")
-        self.arguments = DataArguments(template=name, cutoff_len=CUTOFF, **options)
+        self.arguments = DataArguments(template=TEMPLATES[family], cutoff_len=CUTOFF, **options)
         self.tokenizer = self.processor.tokenizer
         self.template = template.get_template_and_fix_tokenizer(self.tokenizer, self.arguments)
 

@@ -71,6 +71,8 @@ def _template(processor: Any, **options: Any) -> Any:
     template = get_template(known, template_type=FAMILY, **options)
     template.set_mode("train")
     template.model = model
+    for kind in ("image", "video"):  # written into it are the ids of Qwen's own vocabulary
+        setattr(template, f"{kind}_token_id", processor.tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>"))
     return template
 
 

@@ -138,7 +138,14 @@ def _shard(batch: Mapping[str, Tensor], cp_rank: int, cp_size: int, *, ring: boo
 
 
 shard_ulysses = functools.partial(_shard, ring=False)
-shard_ring = functools.partial(_shard, ring=True)
+
+
+def shard_ring(batch: Mapping[str, Tensor], cp_rank: int, cp_size: int) -> dict[str, Tensor]:
+    """A rank's piece in a ring. Its pieces are equal with the filling of each sample, which is taken out here."""
+    pieces = [_shard(batch, rank, cp_size, ring=True) for rank in range(cp_size)]
+    if len({piece["input_ids"].shape for piece in pieces}) > 1:
+        raise Inexpressible("samples that are filled up unequally")
+    return pieces[cp_rank]
 
 
 def trains_on() -> dict[str, Any]:

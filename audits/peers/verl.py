@@ -187,7 +187,8 @@ def _scored(name: str, rows: Tensor, labels: Tensor, **options: Any) -> Tensor:
         raise Inexpressible("the mean over tokens, without smoothing")
     kept = labels != options.get("ignore_index", -100)
     logprobs = getattr(functional, name)(rows, labels.where(kept, 0))
-    return -functional.masked_mean(logprobs, kept)
+    mean: Tensor = functional.masked_mean(logprobs, kept)
+    return -mean
 
 
 logprobs_v2 = functools.partial(_scored, "logprobs_from_logits_v2")

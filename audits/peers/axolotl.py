@@ -97,7 +97,7 @@ def _feature(sample: Mapping[str, Any]) -> dict[str, Any]:
     length = len(sample["input_ids"])
     if "labels" not in sample:
         raise Inexpressible("its data sets have labels")
-    made = {name: list(sample[name]) for name in ("input_ids", "labels")}
+    made = {name: list(value) for name, value in sample.items() if name != "messages" and len(value) == length}
     return {**made, "attention_mask": [1] * length, "position_ids": list(range(length))}
 
 

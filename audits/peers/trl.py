@@ -176,8 +176,8 @@ def trainer_modernbert() -> Any:
     from assay.audits.components.pipeline import upstream
 
     config = ModernBertDecoderConfig(
-        vocab_size=upstream.VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+        vocab_size=upstream.VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -221,6 +221,9 @@ def padding_free_pack(features: Sequence[Mapping[str, Any]]) -> Any:
 
 def padding_collate(features: Sequence[Mapping[str, Any]], tokenizer: Any) -> Any:
     """The collator that pads, always on the right."""
+    if tokenizer.padding_side != "right":
+        message = "it pads on the right, whatever the tokenizer says"
+        raise Inexpressible(message)
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     return DataCollatorForLanguageModeling(tokenizer.pad_token_id)(_documented(features))

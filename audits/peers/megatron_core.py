@@ -26,7 +26,7 @@ def _candidates() -> Iterator[Candidate]:
     yield peer.calls(
         "mrope.rotate", "multimodal-rotary-interleaved", f"{HERE}:rotate", form="assay-positions", scope=adjacent
     )
-    half = {"uniform": True, "pairing": "half", "attention_scaling": 1.0}
+    half = {"batch": 1, "uniform": True, "pairing": "half", "attention_scaling": 1.0}
     yield peer.calls("mrope.rotate", "rotary-cos-sin", f"{HERE}:by_tables", form="assay", scope=half)
     # Masking is the caller's: it multiplies the loss of each token.
     scope = {"reduction": "none", "masked": "none", "ignore_index": -100, "weighted": False}
@@ -41,6 +41,7 @@ PEER = peer.Peer(
     source="https://github.com/NVIDIA/Megatron-LM",
     requirements=("megatron-core==0.16.1", "packaging"),
     candidates=_candidates,
+    variables={"TORCHDYNAMO_DISABLE": "1"},  # what it compiles is the same uncompiled
     preload=("megatron.core.models.common.embeddings.rotary_pos_embedding",),
 )
 

@@ -31,7 +31,7 @@ PEER = peer.Peer(
     source="https://github.com/pytorch/torchtitan",
     requirements=("torchtitan==0.3.0", "flash-linear-attention==0.6.0", "triton==3.7.1"),
     candidates=_candidates,
-    preload=("torchtitan.components.loss",),
+    preload=("torchtitan.components.loss", "torchtitan.models.qwen3_5.rope"),
 )
 
 

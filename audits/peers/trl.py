@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import bisect
 import functools
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from assay.audits import peer
 from assay.audits.terms import Candidate, Inexpressible
@@ -20,12 +23,21 @@ def _candidates() -> Iterator[Candidate]:
         "padded", "vision-qwen3-vl", "vision-assistant-only-qwen3-vl",
     ):  # fmt: skip
         yield peer.batches(name, f"{HERE}:{name.replace('-', '_')}")
+    for name in ("trainer-text", "trainer-text-smoothed", "trainer-vision", "trainer-modernbert"):
+        yield peer.batches(name, f"{HERE}:{name.replace('-', '_')}")
     # Strategy "wrapped" cuts samples anywhere, and says so: there is nothing to judge it by.
     for name, overlong in (("pack-dataset-bfd", "truncate"), ("pack-dataset-bfd-split", "split")):
         ref = f"{HERE}:{name.replace('-', '_')}"
         yield peer.calls("packed_positions.plan", name, ref, form="assay", scope={"overlong": overlong})
-    yield peer.calls("packed_positions.pack", "padding-free-collator", f"{HERE}:padding_free_pack", form="collator")
-    yield peer.calls("label_mask.collate", "padding-collator", f"{HERE}:padding_collate", form="features")
+    # Both document that they read ids and labels of texts, and pad on the right.
+    yield peer.calls(
+        "packed_positions.pack", "padding-free-collator", f"{HERE}:padding_free_pack", form="collator",
+        scope={"rule": "text"},
+    )  # fmt: skip
+    yield peer.calls(
+        "label_mask.collate", "padding-collator", f"{HERE}:padding_collate", form="features",
+        scope={"side": "right", "keys": False, "hidden": False},
+    )  # fmt: skip
 
 
 PEER = peer.Peer(
@@ -141,18 +153,85 @@ def padding_free() -> Any:
     return _text(padding_free=True)
 
 
+def _trainer(model: Any, columns: Mapping[str, Any], processor: Any, **options: Any) -> Any:
+    import datasets
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    with torch.random.fork_rng(devices=[]):  # it seeds all generators
+        told = SFTConfig(
+            output_dir=tempfile.gettempdir(), per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to=[],
+            save_strategy="no", logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False, **options,
+        )  # fmt: skip
+        data = datasets.Dataset.from_dict(dict(columns))
+        made = SFTTrainer(model=model, args=told, train_dataset=data, processing_class=processor)
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def trainer_modernbert() -> Any:
+    """``SFTTrainer`` for a model whose head is more than the output embeddings."""
+    from transformers import ModernBertDecoderConfig, ModernBertDecoderForCausalLM
+
+    from assay.audits.components.pipeline import upstream
+
+    config = ModernBertDecoderConfig(
+        vocab_size=upstream.VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untyped: Any = ModernBertDecoderForCausalLM
+        return _text_trainer(untyped(config).eval())
+
+
+def _text_trainer(model: Any = None, **options: Any) -> Any:
+    from assay.audits.components.pipeline import own, upstream
+
+    mine = own.Collator("qwen2_5_vl")
+    samples = list(own.Ids(mine))
+    columns = {name: [one[name] for one in samples] for name in ("input_ids", "labels")}
+    return _trainer(model or own.text_model(upstream.VOCABULARY), columns, mine.processor.tokenizer, **options)
+
+
+def trainer_text() -> Any:
+    """``SFTTrainer`` on ready-made ids and labels, with its fused head."""
+    return _text_trainer()
+
+
+def trainer_text_smoothed() -> Any:
+    """``SFTTrainer`` with label smoothing, for which the head is not fused."""
+    return _text_trainer(label_smoothing_factor=0.1)
+
+
+def trainer_vision() -> Any:
+    """``SFTTrainer`` on conversations with images, the completion trained."""
+    made = vision_completion_only()
+    rows = [made["dataset"][place] for place in range(len(made["dataset"]))]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return _trainer(made["model"](), columns, made["processor"], max_length=None)
+
+
 def padding_free_pack(features: Sequence[Mapping[str, Any]]) -> Any:
     """The collator that makes one row of all samples."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    return DataCollatorForLanguageModeling(0, padding_free=True)([dict(one) for one in features])
+    return DataCollatorForLanguageModeling(0, padding_free=True)(_documented(features))
 
 
 def padding_collate(features: Sequence[Mapping[str, Any]], tokenizer: Any) -> Any:
-    """The collator that pads."""
+    """The collator that pads, always on the right."""
+    if tokenizer.padding_side != "right":
+        message = "it pads on the right, whatever the tokenizer says"
+        raise Inexpressible(message)
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    return DataCollatorForLanguageModeling(tokenizer.pad_token_id)([dict(one) for one in features])
+    return DataCollatorForLanguageModeling(tokenizer.pad_token_id)(_documented(features))
+
+
+def _documented(features: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The columns that the collator documents to read."""
+    return [{name: feature[name] for name in ("input_ids", "labels") if name in feature} for feature in features]
 
 
 def _packed(strategy: str, policy: str) -> Callable[..., Any]:

@@ -60,7 +60,8 @@ def answers(trial: Trial) -> Iterator[Evidence]:
 
     Why: counts of labels look right while they lie on other characters. Without the end of turn a model never stops;
     with what follows it, or with a part of the question, it learns to write the user's lines. The last turn alone is
-    a choice that is allowed; text that a template trims may lack its outer blanks. Answers that are not in the row are
+    a choice that is allowed, and so are the blanks that a template writes after the end of a turn; text that a template
+    trims may lack its outer blanks. Answers that are not in the row are
     no matter of labels: see the law messages.
 
     Example: the length of the prompt taken from its text alone, without the tokens that an image becomes.
@@ -118,6 +119,10 @@ def _says(found: View, piece: Piece, run: tuple[int, int, str], texts: list[str]
     ends = found.facts["ends"]
     said = {*texts, *(text.strip() for text in texts)} if found.facts["trims"] else set(texts)
     end = ends.get(str(int(found.ids[piece.row, stop - 1])))
+    bare = decoded.rstrip()
+    if end is None and bare != decoded:  # a template writes blanks after the end of a turn, which many train as well
+        end = next((text for text in ends.values() if text and bare.endswith(text)), None)
+        decoded = decoded if end is None else bare
     open_ended = end is None and stop >= piece.stop and bool(ends)
     if end is None and not open_ended and ends:
         return False

@@ -1,0 +1,19 @@
+"""What a pipeline trains on, conversation by conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def by(make: Callable[[], Mapping[str, Any]]) -> Callable[[Sequence[Mapping[str, Any]]], tuple[Any, Any, Any]]:
+    """Ids and labels of each conversation alone by the collator of a pipeline, and the tokenizer that decodes them."""
+
+    def told(samples: Sequence[Mapping[str, Any]]) -> tuple[list[list[int]], list[list[int]], Any]:
+        made = make()
+        batches = [made["collator"]([sample]) for sample in samples]
+        ids, labels = ([batch[name][0].tolist() for batch in batches] for name in ("input_ids", "labels"))
+        processor = made.get("processor")
+        return ids, labels, made["tokenizer"] if processor is None else processor.tokenizer
+
+    return told

@@ -21,7 +21,10 @@ PAGE = FOLDER.with_suffix(".md")
 
 @dataclass(frozen=True, kw_only=True)
 class Proven:
-    """One bug of a release, in text. ``known`` is the address of a thread, empty where none was found."""
+    """One bug of a release, in text. ``known`` is the address of a thread, empty where none was found.
+
+    ``same``: the entry (``package id``) of another package that makes the same mistake, and is counted for both.
+    """
 
     id: str
     package: str
@@ -36,6 +39,7 @@ class Proven:
     known: str
     searched: str
     matters: str
+    same: str = ""
 
     @property
     def script(self) -> str:
@@ -49,7 +53,7 @@ def proven(folder: Path = FOLDER) -> tuple[Proven, ...]:
     for path in sorted((folder / "findings").glob("*.toml")):
         for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("finding", []):
             known = {field.name for field in fields(Proven)}
-            if odd := known ^ set(entry):
+            if odd := known ^ {"same", *entry}:
                 message = f"{path.name}: {entry.get('id', 'an entry without id')}: missing or unknown: {sorted(odd)}"
                 raise ValueError(message)
             found.append(Proven(**{**entry, "rules": tuple(entry["rules"])}))
@@ -82,8 +86,9 @@ tokenizers are built offline, all numbers are those of a CPU. All of it again: `
 
 
 def _introduction(found: Sequence[Proven], audited: dict[str, Report]) -> Iterator[str]:
-    unreported = sum(1 for item in found if not item.known)
-    yield INTRODUCTION.format(packages=", ".join(audited) or "none", proven=len(found), unreported=unreported)
+    counted = [item for item in found if not item.same]
+    unreported = sum(1 for item in counted if not item.known)
+    yield INTRODUCTION.format(packages=", ".join(audited) or "none", proven=len(counted), unreported=unreported)
 
 
 def _summary(found: Sequence[Proven]) -> Iterator[str]:
@@ -138,6 +143,8 @@ def _details(found: Sequence[Proven]) -> Iterator[str]:
         yield f"* **agrees**: {item.second}"
         yield f"* **tried against it**: {item.refuted}"
         yield f"* **matters**: {item.matters}"
+        if item.same:
+            yield f"* **the same mistake as** {item.same}: counted once"
         yield f"* **known**: {item.known or 'no thread was found that reports it; searched for: ' + item.searched}"
         yield f"* **shown by**: `python docs/field-report/{item.script}` in an environment with {item.package}"
         yield f"* **broken**: {rules}; `{_command(item)}`"

@@ -200,7 +200,7 @@ def test_tuning_is_rehearsed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 def test_without_a_gpu_nothing_is_timed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune.compare, "place", lambda: "cpu")
+    monkeypatch.setattr(tune.machine, "place", lambda: "cpu")
     assert tune.main(["--write"]) == tune.NO_GPU == 3
     assert "nothing can be timed" in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -212,8 +212,8 @@ def test_a_setting_that_gives_something_else_is_not_timed(monkeypatch: pytest.Mo
     ((name, shape), *_) = own.shapes("tiny", 4).items()
     real = tune._answers
 
-    def spoiled(one: Any, problem: Any, settings: Any) -> Any:
-        found = real(one, problem, settings)
+    def spoiled(one: Any, problem: Any, sets: Any, settings: Any) -> Any:
+        found = real(one, problem, sets, settings)
         return {key: x * 1.01 for key, x in found.items()} if settings else found
 
     monkeypatch.setattr(tune, "_answers", spoiled)

@@ -19,14 +19,14 @@ operators = torch.library.Library("torchvision", "DEF")  # torchvision from the 
 for name in ("nms", "qnms"):
     operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from llamafactory.data.collator import SFTDataCollatorWith4DAttentionMask  # noqa: E402
-from llamafactory.data.processor.supervised import PackedSupervisedDatasetProcessor  # noqa: E402
-from llamafactory.data.template import TEMPLATES  # noqa: E402
-from llamafactory.hparams import DataArguments  # noqa: E402
-from PIL import Image  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration  # noqa: E402
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
+from llamafactory.data.collator import SFTDataCollatorWith4DAttentionMask
+from llamafactory.data.processor.supervised import PackedSupervisedDatasetProcessor
+from llamafactory.data.template import TEMPLATES
+from llamafactory.hparams import DataArguments
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 letters = {letter: place for place, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 bare = Tokenizer(models.BPE(vocab=letters, merges=[]))

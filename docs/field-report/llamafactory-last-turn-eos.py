@@ -19,11 +19,11 @@ operators = torch.library.Library("torchvision", "DEF")  # torchvision from the 
 for name in ("nms", "qnms"):
     operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from llamafactory.data.processor.supervised import SupervisedDatasetProcessor  # noqa: E402
-from llamafactory.data.template import TEMPLATES  # noqa: E402
-from llamafactory.hparams import DataArguments  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
+from llamafactory.data.processor.supervised import SupervisedDatasetProcessor
+from llamafactory.data.template import TEMPLATES
+from llamafactory.hparams import DataArguments
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 letters = {letter: place for place, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
 bare = Tokenizer(models.BPE(vocab=letters, merges=[]))

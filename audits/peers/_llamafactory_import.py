@@ -6,7 +6,7 @@ import os
 import sys
 from types import ModuleType
 
-import torch
+from assay.audits.peers import _shims
 
 os.environ["DISABLE_VERSION_CHECK"] = "1"
 if "torchaudio" not in sys.modules:  # for sounds alone
@@ -14,10 +14,6 @@ if "torchaudio" not in sys.modules:  # for sounds alone
     EMPTY.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
     sys.modules["torchaudio"] = EMPTY
 
-OPERATORS = torch.library.Library("torchvision", "DEF")
-"""Of the CUDA build of torchvision next to torch for a CPU: it cannot register those, and asks for them."""
-for name in ("nms", "qnms"):
-    OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
+_shims.torchvision()
 for module in ("data.collator", "data.template", "data.processor.supervised", "hparams", "model.model_utils.packing"):
     importlib.import_module(f"llamafactory.{module}")

@@ -128,7 +128,7 @@ class _Batches:
 def _content(content: Any) -> tuple[str, list[Any]]:
     from PIL import Image
 
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
     pictures = [part["image"] for part in parts if part["type"] == "image"]
     text = "".join("<image>" if part["type"] == "image" else part["text"] for part in parts)
     return text, [one if isinstance(one, Image.Image) else Image.fromarray(one) for one in pictures]

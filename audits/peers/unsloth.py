@@ -57,7 +57,7 @@ class _Split:
         return {"prompt": messages[:-1], "completion": messages[-1:]}
 
 
-def _vision(family: str, *, split: bool = False, **options: Any) -> dict[str, Any]:
+def _vision(family: str, *, split: Any = False, **options: Any) -> dict[str, Any]:
     """The collator for images on our conversations; images keep their size, as the guides advise for Qwen."""
     _imported()
     from unsloth_zoo.vision_utils import UnslothVisionDataCollator

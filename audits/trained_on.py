@@ -11,6 +11,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,21 @@ are those of `audits/peers/locks`.
 """
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a worker is asked: all conversations, under every option."""
+
+    family: str = FAMILY
+
+
 def implementation(target: Mapping[str, Any]) -> Callable[[Any], Mapping[str, Tensor]]:
     """In the worker: what a peer trains on of all conversations under all its options, as JSON in bytes."""
     module = importlib.import_module(f"{peer.FOLDER}.{target['peer'].replace('-', '_')}")
 
-    def told(_inputs: Any) -> Mapping[str, Tensor]:
+    def told(inputs: Asked) -> Mapping[str, Tensor]:
         from assay.audits.components.pipeline import own
 
-        side = int(own.processor(FAMILY).image_processor.patch_size)
+        side = int(own.processor(inputs.family).image_processor.patch_size)
         found = {}
         for option, function in module.trains_on().items():
             samples = list(own.Talks(side, tuple(CONVERSATIONS.values())))
@@ -92,13 +100,13 @@ def _each(function: Callable[[Any], Labelled], samples: Sequence[Any]) -> list[A
 def asked(name: str, python: str) -> dict[str, Any]:
     """What one peer trains on. RuntimeError where its environment does not answer."""
     found = peer.peer(name)
-    target = {"kind": "factory", "ref": f"{__name__}:implementation", "peer": name}
+    target = {"kind": "factory", "ref": "assay.audits.trained_on:implementation", "peer": name}
     candidate = Candidate(operation="label_mask.labels", name=name, target=target)
     with (
         Server(python, variables=found.variables, preload=found.preload) as server,
         Foreign(server, candidate, seconds=300.0) as subject,
     ):
-        outcome = subject.call(None)
+        outcome = subject.call(Asked())
     if outcome.raised is not None:
         message = f"{name}: {outcome.raised.kind}: {outcome.raised.message}"
         raise RuntimeError(message)
@@ -180,4 +188,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    # What is sent to a worker is rebuilt by its module's name, which is not that of the program that is run.
+    from assay.audits import trained_on
+
+    trained_on.main(sys.argv[1:])

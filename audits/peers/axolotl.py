@@ -211,3 +211,14 @@ def chunked(**given: Any) -> Tensor:
         raise Inexpressible("its ignore index is given beforehand")
     found: Tensor = _chunked_loss()(**given)
     return found
+
+
+def trains_on() -> dict[str, Any]:
+    """By option: what makes ids and labels of conversations."""
+    from assay.audits.peers import _trained
+
+    return {
+        "default": _trained.by(vision),
+        "train_on_inputs": _trained.by(vision_inputs_too),
+        "train_on_eos: last": _trained.by(vision_last_end),
+    }

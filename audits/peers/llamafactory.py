@@ -200,3 +200,14 @@ def sft_text() -> Any:
 def neat_packing_text() -> Any:
     """Packs of texts with a mask of four dimensions."""
     return _text(packing=True, neat_packing=True)
+
+
+def trains_on() -> dict[str, Any]:
+    """By option: what makes ids and labels of conversations."""
+    from assay.audits.peers import _trained
+
+    return {
+        "default": _trained.by(sft_qwen2_5_vl),
+        "mask_history": _trained.by(sft_last_turn_qwen2_5_vl),
+        "train_on_prompt": _trained.by(sft_prompt_too_qwen2_5_vl),
+    }

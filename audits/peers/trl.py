@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,7 +78,7 @@ def _vision(family: str, *, split: bool = False, marked: bool = False, **options
     from assay.audits.components.pipeline import own
     from assay.audits.families.discovery import loaded
 
-    processor = own.processor(family)
+    processor = copy.copy(own.processor(family))
     if marked:
         processor.chat_template = MARKED
     talks = own.Talks(int(processor.image_processor.patch_size))
@@ -93,7 +94,7 @@ MARKED = (
     "{% if m.role == 'assistant' %}{% generation %}{% for part in m.content %}{{ part.text }}{% endfor %}<|im_end|>"
     "{% endgeneration %}{% else %}{% for part in m.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}<|im_end|>{% endif %}\n"
+    "{% endfor %}<|im_end|>{% endif %}{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """The template of our own pipelines, which says what the assistant wrote."""
@@ -268,3 +269,16 @@ def _pieces(row: Sequence[int], starts: Sequence[int]) -> Iterator[Piece]:
 
 pack_dataset_bfd = _packed("bfd", "truncate")
 pack_dataset_bfd_split = _packed("bfd_split", "split")
+
+
+def trains_on() -> dict[str, Any]:
+    """By option: what makes ids and labels of conversations."""
+    from assay.audits.peers import _trained
+
+    whole, split = functools.partial(_Columns, split=False), functools.partial(_Columns, split=True)
+    return {
+        "messages": _trained.by(vision, whole),
+        "messages, assistant_only_loss": _trained.by(vision_assistant_only, whole),
+        "prompt and completion": _trained.by(vision_prompt_completion, split),
+        "prompt and completion, completion_only_loss": _trained.by(vision_completion_only, split),
+    }

@@ -131,3 +131,15 @@ def fused(hidden: Tensor, head: Tensor, labels: Tensor, **options: Any) -> Simpl
         n_items=options["normaliser"], shift_labels=options["shift"], logit_softcapping=options["softcap"] or 0,
     )  # fmt: skip
     return SimpleNamespace(value=value)
+
+
+def trains_on() -> dict[str, Any]:
+    """By option: what makes ids and labels of conversations."""
+    from assay.audits.peers import _trained
+
+    return {
+        "default": _trained.by(vision),
+        "train_on_responses_only": _trained.by(vision_responses),
+        "train_on_responses_only, last_response_only": _trained.by(vision_last_response),
+        "prompt and completion": _trained.by(vision_prompt_completion, _Split),
+    }

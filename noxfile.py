@@ -200,7 +200,7 @@ PEERS = tuple(sorted(path.stem.replace("_", "-") for path in Path("audits/peers"
 
 
 @nox.session
-@nox.parametrize("name", PEERS)
+@nox.parametrize("name", [nox.param(name, id=name) for name in PEERS])
 def peer(session: nox.Session, name: str) -> None:
     """Audit one released package, in an environment made from its lock in ``audits/peers/locks``.
 
@@ -218,7 +218,7 @@ def peer(session: nox.Session, name: str) -> None:
 def peers(session: nox.Session) -> None:
     """Audit every released package there is a file for; an hour and some 30 GB the first time."""
     for name in PEERS:
-        session.notify(f"peer(name='{name}')")
+        session.notify(f"peer({name})")
 
 
 @nox.session

@@ -21,8 +21,9 @@ PAGE = FOLDER.with_suffix(".md")
 
 @dataclass(frozen=True, kw_only=True)
 class Proven:
-    """One bug of a release, in text. ``known`` is the address of a thread, empty where none was found.
+    """One bug of a release, in text. Without ``rules`` it was found beside an audit, by no law.
 
+    ``known`` is the address of a thread, empty where none was found.
     ``same``: the entry (``package id``) of another package that makes the same mistake, and is counted for both.
     """
 
@@ -147,15 +148,18 @@ def _details(found: Sequence[Proven]) -> Iterator[str]:
             yield f"* **the same mistake as** {item.same}: counted once"
         yield f"* **known**: {item.known or 'no thread was found that reports it; searched for: ' + item.searched}"
         yield f"* **shown by**: `python docs/field-report/{item.script}` in an environment with {item.package}"
-        yield f"* **broken**: {rules}; `{_command(item)}`"
+        yield f"* **broken**: {rules or 'no law by itself: it was found beside an audit'}{_command(item)}"
         yield ""
 
 
 def _command(item: Proven) -> str:
+    """What shows it under the laws, where there is a candidate and a law that does."""
+    if not item.candidate or not item.rules:
+        return ""
     if item.package != "transformers":
-        return f"nox -s \"peer(name='{item.package}')\" -- {item.operation} --candidate {item.candidate}"
+        return f'; `nox -s "peer({item.package})" -- {item.operation} --candidate {item.candidate}`'
     by_name = item.operation.partition(".")[0] in {"pipeline", "label_mask"}
-    return f"nox -s audit -- {item.operation} --{'candidate' if by_name else 'family'} {item.candidate}"
+    return f"; `nox -s audit -- {item.operation} --{'candidate' if by_name else 'family'} {item.candidate}`"
 
 
 def _line(text: str) -> str:

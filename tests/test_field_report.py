@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from assay.audits import field_report
+from assay.audits import field_report, peer, registry
+from assay.audits.laws.shared import MACHINE_RULES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / field_report.FOLDER
@@ -21,6 +22,16 @@ def test_the_page_is_up_to_date() -> None:
 def test_every_entry_has_its_script_and_every_script_its_entry() -> None:
     entries = [item.script for item in field_report.proven(FOLDER)]
     assert sorted(entries) == sorted(path.name for path in FOLDER.glob("*.py"))
+
+
+@pytest.mark.parametrize("item", field_report.proven(FOLDER), ids=lambda item: f"{item.package}-{item.id}")
+def test_an_entry_names_what_there_is(item: field_report.Proven) -> None:
+    laws = {f"{name}.{law.name}" for name in registry.operations() for law in registry.laws(name)}
+    assert all(rule in laws or rule.rpartition(".")[2] in MACHINE_RULES for rule in item.rules)
+    registry.operation(item.operation)
+    if item.candidate and item.package != "transformers":
+        named = {found.name for found in peer.candidates(peer.peer(item.package), item.operation)}
+        assert item.candidate in named
 
 
 def test_scripts_import_nothing_of_ours() -> None:

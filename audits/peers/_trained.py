@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
 def by(
-    make: Callable[[], Mapping[str, Any]], columns: Callable[[Sequence[Any]], Iterable[Any]] = lambda samples: samples
+    make: Callable[[], Mapping[str, Any]], columns: Callable[[Any], Any] = lambda samples: samples
 ) -> Callable[[Sequence[Mapping[str, Any]]], tuple[Any, Any, Any]]:
     """Ids and labels of each conversation alone by the collator of a pipeline, and the tokenizer that decodes them.
 

@@ -32,6 +32,7 @@ def test_hopper(name: str) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_other_chips(name: str) -> None:
     check(name, load(name).few((80, 100)))

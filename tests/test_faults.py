@@ -56,6 +56,7 @@ def test_names_are_unique() -> None:
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 def test_relations_convict_without_the_reference() -> None:
     missed = [_named(fault) for fault in FAULTS if not _blindly(fault)]
     print(f"{len(FAULTS)} faults; convicted only by comparison with the reference:", *missed, sep="\n  ")

@@ -41,7 +41,14 @@ def _without_environment(text: str) -> str:
     return text.replace(block, "")
 
 
-@pytest.mark.parametrize("candidate", ["good", "wrong_dtype", "raises", "exits_hard", "caches_by_shape"])
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        "raises",
+        "caches_by_shape",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("good", "wrong_dtype", "exits_hard")),
+    ],
+)
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, candidate: str) -> None:
     """Passing, failing, raising with an address in the message, dying, and keeping state; from other processes."""
     more = (

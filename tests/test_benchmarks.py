@@ -183,7 +183,8 @@ def test_who_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not timed, its audit is not green" in said["other"]
     assert said["absent"] == "not installed: no-such-package"
     assert "does not run on" in said["elsewhere"]
-    assert "where there is nothing to do" in said["torch"]  # NaN where no label is scored
+    assert "where there is nothing to do" in said["torch"]
+    assert "largest error, inf" in said["torch"]  # NaN where no label is scored
     assert {row.provider for row in found.rows} == {"torch"}
     assert {row.mode for row in found.rows} == set(MODES)
     assert all(row.errors["loss"] < 1e-5 and row.memory > 0 and row.samples >= 5 for row in found.rows)

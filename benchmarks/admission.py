@@ -9,7 +9,7 @@ import torch
 
 from assay.audits import registry
 from assay.audits.run import Options, audit
-from assay.audits.terms import Candidate, Verdict
+from assay.audits.terms import Candidate, Finding, Verdict
 from assay.benchmarks import machine, operations
 from assay.benchmarks.nouns import Offer, Provider
 
@@ -59,8 +59,10 @@ def _said(name: str, provider: Provider, offer: Offer, cases: Sequence[str], *, 
         return f"it took no case on which these could be asked: {', '.join(idle)}"
     if report.verdict <= Verdict.WAIVED:
         return ""
-    said = [
-        f"{item.rule.rpartition('.')[2]}: {item.message}{f', {item.measured}' if 'failed' in item.rule else ''}"
-        for item in report.findings
-    ][:1]  # fmt: skip
-    return " ".join(said) or report.verdict.name
+    return _told(report.findings[0]) if report.findings else report.verdict.name
+
+
+def _told(finding: Finding) -> str:
+    """In one line: the law, what it says, and by how much."""
+    much = f"{finding.measured:.2g}" if isinstance(finding.measured, float) else finding.measured
+    return f"{finding.rule.rpartition('.')[2]}: {finding.message}, {much}"

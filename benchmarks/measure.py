@@ -152,8 +152,8 @@ def ready(
 def _on_a_gpu(name: str, run: Run, pool: graphs.Pool) -> Timed:
     """What waits for the device is not even tried in a graph; of a graph each call has a set of its own."""
     launches, waits = _counted(run)
+    run.restore_all()  # what is captured does not run
     graph = None if waits else graphs.captured(run.everywhere, pool)
-    run.restore_all()
 
     def replayed() -> float:
         assert graph is not None
@@ -217,8 +217,12 @@ class Run:
                 arguments.tensors[name].copy_(kept)
 
     def act(self) -> Any:
-        """The call."""
-        return self._act(self._sets[self._at])
+        """The call; where it raises, what it has overwritten by then is put back for all who come after."""
+        try:
+            return self._act(self._sets[self._at])
+        except Exception:
+            self.restore_all()
+            raise
 
     def everywhere(self) -> None:
         """The call on every set, once; nothing is restored."""

@@ -13,14 +13,14 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from assay.audits.compile import OfflineError
 from assay.audits.laws import limits
-from assay.benchmarks import errors, machine, measure
+from assay.benchmarks import errors, graphs, machine, measure
 from assay.benchmarks.measure import Timed
 from assay.benchmarks.nouns import Arguments, Problem, Shape
 from assay.benchmarks.offline import load
@@ -54,17 +54,34 @@ class Trial:
 def trials(tuned: Tuned, name: str, shape: Shape, *, rehearsal: bool) -> list[Trial]:
     """The formula and what is tried beside it, checked, and timed in turns."""
     device = torch.device("cuda" if machine.place() == "cuda" else "cpu")
-    problem = tuned.problem(shape, device, machine.dtype_on(device))
-    sets = measure.Sets(problem)
-    truth = _answers(tuned, problem, sets, {})
-    found = [_ready(tuned, name, problem, sets, settings, truth) for settings in ({}, *tuned.tried)]
-    entries = [trial.entry for trial in found if trial.entry]
-    if rehearsal:
-        for entry in entries:
-            entry.seconds.append(entry.sample())
-    else:
-        measure.interleaved(entries, device.type)
-    return found
+    with graphs.own_stream(device):
+        problem = tuned.problem(shape, device, machine.dtype_on(device))
+        sets, pool = measure.Sets(problem), graphs.pool(device)
+        truth = _answers(tuned, problem, sets, {})
+        found = [_ready(tuned, name, problem, sets, settings, truth, pool) for settings in ({}, *tuned.tried)]
+        entries = [trial.entry for trial in found if trial.entry]
+        if rehearsal:
+            for entry in entries:
+                entry.seconds.append(entry.sample())
+        else:
+            measure.interleaved(entries, device.type)
+    return [_done(trial) for trial in found]
+
+
+def _done(trial: Trial) -> Trial:
+    """With what it was found to take; what it was called with may go, or all shapes would be in memory at the end."""
+    if trial.entry is None:
+        return trial
+    trial.entry.sample = trial.entry.wall = _over
+    return replace(trial, entry=None, reason=_told(trial.entry.failed)) if trial.entry.failed else trial
+
+
+def _over() -> float:
+    raise RuntimeError("its samples have been taken")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
 
 
 def _answers(tuned: Tuned, problem: Problem, sets: measure.Sets, settings: Settings) -> dict[str, torch.Tensor]:
@@ -85,8 +102,9 @@ def _both(tuned: Tuned, problem: Problem, arguments: Arguments) -> dict[str, tor
 
 
 def _ready(
-    tuned: Tuned, name: str, problem: Problem, sets: measure.Sets, settings: Settings, truth: dict[str, torch.Tensor]
-) -> Trial:
+    tuned: Tuned, name: str, problem: Problem, sets: measure.Sets, settings: Settings, truth: dict[str, torch.Tensor],
+    pool: graphs.Pool,
+) -> Trial:  # fmt: skip
     """A setting made ready to be timed, if it gives what the formula gives."""
     told = functools.partial(
         Trial, tuned=tuned, shape_class=name, settings=settings, prediction=prediction(tuned, problem.shape, settings)
@@ -96,9 +114,9 @@ def _ready(
             return told(reason=reason)
         with choices.forced(tuned.kernel, settings):
             call = tuned.offer.call(problem.shape)
-            entry = measure.ready(tuned.kernel, call, problem, tuned.mode, sets, tuned.consumes)
+            entry = measure.ready(tuned.kernel, call, problem, tuned.mode, sets, tuned.consumes, pool)
     except Exception as error:  # noqa: BLE001 - sizes that a compiler or a driver refuses are a result too
-        return told(reason=f"{type(error).__name__}: {' '.join(str(error).split())}"[:160])
+        return told(reason=_told(error))
     entry.sample = _under(tuned.kernel, settings, entry.sample)  # what no graph could hold launches anew
     entry.wall = _under(tuned.kernel, settings, entry.wall)
     return told(entry=entry)
@@ -180,7 +198,10 @@ def write(found: Sequence[Trial], path: Path) -> int:
     device = torch.device("cuda")
     major, minor = torch.cuda.get_device_capability(device)
     facts = machine.describe(device, machine.ceilings(device))
-    asked = {(trial.tuned.kernel, f"{major}.{minor}", trial.shape_class) for trial in found}
+    asked = {
+        (trial.tuned.kernel, f"{major}.{minor}", trial.shape_class)
+        for trial in found if trial.entry and not trial.settings
+    }  # fmt: skip
     before = choices.read(path) if path.exists() else ()
     kept = [each for each in before if (each.kernel, each.capability, each.shape) not in asked]
     new = [

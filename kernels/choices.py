@@ -89,6 +89,9 @@ def _entry(place: str, fields: Any) -> Choice:
         refuse(ValueError, place, f"an object with {', '.join(needed)}", fields or lacking)
     if strangers := [name for name in fields if name not in known]:
         refuse(ValueError, place, f"none but {', '.join(known)}", ", ".join(strangers))
+    for name in ("kernel", "capability", "shape"):
+        if not isinstance(fields[name], str):  # 9.0 would never be the "9.0" that is asked for
+            refuse(ValueError, f"{place}, {name}", "a string", repr(fields[name]))
     check(place, fields["kernel"], fields["settings"])
     return Choice(**fields)
 
@@ -103,7 +106,7 @@ def check(place: str, kernel: str, settings: Any) -> None:
         allowed = ALLOWED[kernel].get(name)
         if allowed is None:
             refuse(ValueError, f"{place}, settings of {kernel}", f"none but {', '.join(ALLOWED[kernel])}", repr(name))
-        if isinstance(value, bool) or value not in allowed:
+        if type(value) is not type(allowed[0]) or value not in allowed:
             refuse(ValueError, f"{place}, {name} of {kernel}", f"one of {_told(allowed)}", repr(value))
 
 

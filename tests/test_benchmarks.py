@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from assay.benchmarks import __main__ as command
-from assay.benchmarks import compare, counts, errors, machine, measure, pages, tables
+from assay.benchmarks import compare, counts, errors, facts, machine, measure, pages, tables
 from assay.benchmarks.nouns import MODES, Arguments, Offer, Provider, Shape, from_json
 from assay.benchmarks.operations._labels import IGNORED, labels, scored
 from assay.benchmarks.providers import ours, plain
@@ -126,6 +126,27 @@ def test_nobody_is_timed_on_what_another_has_left() -> None:
             assert torch.equal(problem.tensors["logits"], before)
 
 
+def test_who_breaks_down_halfway_leaves_whole_arguments() -> None:
+    """Else those after it are timed, and found wrong, on what it has overwritten."""
+    problem = _problem("cross_entropy")
+    before = problem.tensors["logits"].detach().clone()
+
+    def spoil(tensors):
+        with torch.no_grad():
+            tensors["logits"].zero_()
+        raise torch.OutOfMemoryError("no memory for the rest")
+
+    sets, offer = measure.Sets(problem), Offer(function=spoil, arguments=(), form="", consumes=("logits",))
+    for truth in (facts.Truth.of(problem), None):
+        with pytest.raises(torch.OutOfMemoryError):
+            facts.Facts.of(plain.PROVIDERS[0], offer, spoil, problem, sets, truth)
+        assert torch.equal(problem.tensors["logits"], before)
+    for mode in ("forward", "both"):
+        with pytest.raises(torch.OutOfMemoryError):
+            measure.ready("spoils", spoil, problem, mode, sets, offer.consumes)
+        assert torch.equal(problem.tensors["logits"], before)
+
+
 def test_copies_keep_their_layout() -> None:
     q = _problem("rotary", layout="packed").tensors["q"]
     copy = measure._like(q)
@@ -162,7 +183,8 @@ def test_who_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not timed, its audit is not green" in said["other"]
     assert said["absent"] == "not installed: no-such-package"
     assert "does not run on" in said["elsewhere"]
-    assert "where there is nothing to do" in said["torch"]  # NaN where no label is scored
+    assert "where there is nothing to do" in said["torch"]
+    assert "largest error, inf" in said["torch"]  # NaN where no label is scored
     assert {row.provider for row in found.rows} == {"torch"}
     assert {row.mode for row in found.rows} == set(MODES)
     assert all(row.errors["loss"] < 1e-5 and row.memory > 0 and row.samples >= 5 for row in found.rows)

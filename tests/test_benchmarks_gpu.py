@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from assay.benchmarks import __main__ as command
-from assay.benchmarks import admission, budget, compare, counts, graphs, machine, measure
+from assay.benchmarks import admission, budget, compare, counts, facts, graphs, machine, measure, tune, tuned
 from assay.benchmarks.nouns import Offer, Provider, Shape, from_json
 from assay.benchmarks.providers import ours, plain, quack
 
@@ -168,6 +168,70 @@ def test_who_fails_while_it_is_timed_stops_nobody(gpu, unjudged, monkeypatch) ->
     assert any("tired" in item.reason for item in found.absences)
     assert len([row for row in found.rows if row.provider == "torch"]) == 6
     assert not found.cut
+
+
+def test_no_memory_for_a_graph_leaves_whole_arguments(gpu, monkeypatch) -> None:
+    """Warming up has overwritten them by then."""
+    operation = import_module("assay.benchmarks.operations.cross_entropy")
+    problem = operation.problem(next(iter(operation.shapes("tiny"))), torch.device("cuda"), torch.bfloat16)
+    sets = measure.Sets(problem)
+    before = [each.tensors["logits"].detach().clone() for each in sets.all]
+
+    def spoil(tensors):
+        with torch.no_grad():
+            tensors["logits"].zero_()
+        return (tensors["logits"].sum(),)
+
+    def full(*_asked):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs, "captured", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        measure.ready("spoils", spoil, problem, "forward", sets, ("logits",))
+    for each, whole in zip(sets.all, before, strict=True):
+        assert bool((each.tensors["logits"] == whole).all())
+
+
+def test_the_first_call_is_over_before_the_second_is_clocked(gpu, monkeypatch) -> None:
+    """Who takes long is left out by that time: a call must not be charged with the one before."""
+    now, running = [0.0], [0]
+
+    def synchronize(_device=None):
+        now[0] += running[0]
+        running[0] = 0
+
+    def slow(tensors):
+        running[0] += 1
+        return (plain.cross_entropy(tensors["logits"], tensors["labels"]),)
+
+    operation = import_module("assay.benchmarks.operations.cross_entropy")
+    problem = operation.problem(next(iter(operation.shapes("tiny"))), torch.device("cuda"), torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(facts.time, "perf_counter", lambda: now[0])
+    own = plain.PROVIDERS[0]
+    found = facts.Facts.of(own, own.offers["cross_entropy"], slow, problem, measure.Sets(problem), None)
+    assert found.seconds == 1.0
+
+
+@pytest.mark.skipif(machine.place() != "interpreter", reason="kernels need an interpreter here")
+def test_tuning_replays_graphs_and_holds_no_memory(gpu, monkeypatch) -> None:
+    """On a stream that can be captured; a setting that fails while it is timed is named and not a winner."""
+    (own,) = (one for one in tuned.TUNED if one.kernel == "cross_entropy.fused")
+    own = dataclasses.replace(own, tried=({"block": 256}, {"form": "one read", "block": 256}))
+    (name, shape), *_ = own.shapes("tiny", 2).items()
+    real = tune._under
+
+    def breaks(kernel, settings, run):
+        return real(kernel, settings, run) if settings.get("form") or not settings else lambda: 1 / 0
+
+    monkeypatch.setattr(tune, "_under", breaks)
+    formula, failed, shared = found = tune.trials(own, name, shape, rehearsal=False)
+    assert formula.entry.how == shared.entry.how == "graph"
+    assert len(formula.entry.seconds) == len(shared.entry.seconds) == 2
+    assert (failed.entry, failed.reason) == (None, "ZeroDivisionError: division by zero")
+    assert len(list(tune.table(found))) == 5
+    with pytest.raises(RuntimeError, match="have been taken"):
+        shared.entry.sample()
 
 
 def test_a_lost_device_ends_the_run_and_what_was_measured_stays(gpu, unjudged, monkeypatch, tmp_path, capsys) -> None:

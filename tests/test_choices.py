@@ -128,6 +128,9 @@ def test_forced_settings_come_before_the_file(table: Any) -> None:
     ({"settings": {"warps": True}}, r"entry 1, warps of .*: expected one of 1, 2, .*, got True"),
     ({"settings": {"block": "256"}}, r"entry 1, block of .*, got '256'"),
     ({"settings": [256]}, r"entry 1, settings: expected an object, got \[256\]"),
+    ({"settings": {"block": 256.0}}, r"entry 1, block of .*, got 256\.0"),
+    ({"capability": 9.0}, r"entry 1, capability: expected a string, got 9\.0"),
+    ({"kernel": ["cross_entropy.rows"]}, r"entry 1, kernel: expected a string, got \['cross_entropy\.rows'\]"),
     ({"speed": 3}, r"entry 1: expected none but .*, got speed"),
     ({}, r"expected one entry for a kernel, chip and class of shapes, got two for .*cross_entropy\.rows"),
 ])  # fmt: skip
@@ -247,6 +250,10 @@ def test_only_what_is_clearly_faster_wins_and_is_stored(
     assert (stored.capability, stored.device, stored.date) == ("9.0", "NVIDIA H200", "2026-11-22")
     assert tune.write([formula, near], path) == 0  # the formula has won the class back
     assert not choices.read(path)
+    assert tune.write([formula, clear], path) == 1
+    lost = dataclasses.replace(formula, entry=None, reason="OutOfMemoryError")
+    assert tune.write([lost, clear], path) == 0  # nothing was compared: what is stored stays
+    assert choices.read(path) == (stored,)
 
 
 def test_the_comparison_knows_every_class_that_it_asks_for() -> None:

@@ -128,6 +128,8 @@ def _values(value: Any, parts: list[str]) -> Iterator[Any]:
 
 def holds(value: Any) -> bool:
     """Whether there is anything: not for None, NaN, false, zero, empty texts and collections, columns of nothing."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a number of numpy's or torch's
+        value = value.item()
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, str | bytes):

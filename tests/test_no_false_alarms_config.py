@@ -104,9 +104,11 @@ def test_tasks(make: Callable[[], Any]) -> None:
 def test_what_counts_as_something() -> None:
     assert not any(map(holds, (None, "", " [] ", "null", 0, False, [], (), {}, {"a": []}, float("nan"))))
     assert all(map(holds, ("0.5 0.5", 1, True, [0], {"a": [0.0]}, [[], [1]], object())))
+    assert not any(map(holds, ('{"bbox": [], "label": []}', "[ ]", "[[]]", b"{}")))
+    assert all(map(holds, ('{"bbox": [[1, 2, 3, 4]]}', "[0]", "[a note]")))
     assert not any(map(holds, (np.int64(0), np.bool_(False), torch.tensor(0), torch.zeros(()))))
     assert all(map(holds, (np.int64(2), np.bool_(True), torch.tensor(1))))
-    assert not any(map(state, (False, 0, 0.0, None, "off", "None", {"enabled": False, "weight": 1})))
+    assert not any(map(state, (False, 0, 0.0, None, "off", "None", "null", {"enabled": False, "weight": 1})))
     assert all(map(state, (True, 1, "boxes", 0.1, {"enabled": True})))
 
 

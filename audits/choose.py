@@ -222,6 +222,7 @@ def _recognised(operation: Operation, ref: str, describe: Describe) -> Form:
     fitting = recognised(operation, parameters)
     if len(fitting) == 1:
         return fitting[0]
+    fitting = tuple(form for form in fitting if form.parameters)  # others fit whatever there is
     what = "fits several call forms" if fitting else "fits no call form by its parameter names"
     message = (
         f"{ref}({', '.join(parameters)}) {what} of {operation.name}; say which with --form:\n"

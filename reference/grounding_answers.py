@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ def _written(text: str) -> Iterator[Found]:
             match = _UNQUOTED.match(text, start)
             if match:
                 place = match.end()
-                yield Detection(_stripped(match[5]), _numbers(match.groups()[:4]))
+                yield _detection(_stripped(match[5]), match.groups()[:4])
             else:
                 place = start + 1
                 yield None if text[start] == "{" or not _closed_list(text, start) else True
@@ -97,8 +97,11 @@ def _of_json(value: Any) -> Iterator[Found]:
     elif isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)):
         yield Detection(None, _numbers(value))
     elif isinstance(value, list) and all(isinstance(item, list) for item in value):
-        for item in value:
-            yield from _of_json(item)
+        for item in value:  # boxes, or lists of objects; what lies deeper is no known form
+            if all(isinstance(part, Mapping) for part in item):
+                yield from _of_json(item)
+            else:
+                yield Detection(None, _numbers(item)) if len(item) == 4 and all(map(_is_number, item)) else None
     elif isinstance(value, Mapping):
         yield _of_object(value)
 
@@ -123,7 +126,7 @@ def _tagged(text: str) -> Iterator[Found]:
         elif tag[1] == "box":
             opened = "box"
             match = _CORNERS.fullmatch(inside.strip()) if following else None
-            yield Detection(label, _numbers(match.groups())) if match else None
+            yield _detection(label, match.groups()) if match else None
         else:
             opened, label = "ref", _stripped(inside) if following else None
     if opened:
@@ -135,7 +138,19 @@ def _stripped(text: str | None) -> str | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a float holds: a model that repeats a digit writes others."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _detection(label: str | None, numbers: Sequence[str]) -> Detection | None:
+    """Of numbers as they are written; None where one of them is too large to be one."""
+    box = _numbers(numbers)
+    return Detection(label, box) if all(map(math.isfinite, box)) else None
 
 
 def _numbers(values: Any) -> tuple[float, float, float, float]:

@@ -95,6 +95,11 @@ def with_a_context_block(height: int, width: int, block: Any, targets: int, gene
     return masks, torch.nonzero(context.flatten()).squeeze(1)
 
 
+def named(height: int, width: int, block_height: int, block_width: int, generator: torch.Generator) -> Any:
+    top, left = unchecked(height, width, block_height, block_width, generator)
+    return {"top": top, "left": left, "height": block_height, "width": block_width}
+
+
 def of_two_sizes(grid: Any, block: Any, generator: torch.Generator) -> Any:
     """The reference itself, as a user calls it."""
     return sample_block(grid, block, generator)
@@ -120,6 +125,14 @@ def range_made_one_masked(height: int, width: int, block_height: int, block_widt
     mask = torch.zeros(height, width, dtype=torch.bool)
     mask[top : top + block_height, left : left + block_width] = True
     return mask
+
+
+def rounded(height: int, width: int, block_height: int, block_width: int, generator: torch.Generator) -> Any:
+    """Wrong: the first and the last place half as often as the others."""
+    if block_height > height or block_width > width:
+        raise ValueError("too large")
+    row, column = torch.rand(2, generator=generator).tolist()
+    return round(row * (height - block_height)), round(column * (width - block_width))
 
 
 def sizes_clamped(height: int, width: int, area: int, aspect: float, generator: torch.Generator) -> Rectangle:
@@ -148,11 +161,13 @@ def as_published(height: int, width: int, block: Any, targets: int, generator: t
 
 
 RIGHT = {
-    "unchecked": "corner", "by_fractions": "corner", "one_number_for_both": "corner", "by_permutation": "mask",
+    "unchecked": "corner", "named": "corner", "by_fractions": "corner", "one_number_for_both": "corner",
+    "by_permutation": "mask",
     "numbers_by_numpy": "indices", "of_area": "area", "of_area_in_another_shape": "area",
     "of_two_sizes": "grid", "with_a_context_block": "masks", "by_python": "global", "by_torch": "global",
 }  # fmt: skip
 WRONG = {
     "range_made_one": ("corner", {"larger"}), "range_made_one_masked": ("mask", {"larger"}),
+    "rounded": ("corner", {"uniform"}),
     "sizes_clamped": ("area", {"larger"}), "as_published": ("masks", {"ends", "uniform", "larger", "area"}),
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -93,6 +93,25 @@ def with_sizes(predictions: list[Box | None], targets: list[Box], sizes: list[tu
     return plain(clipped, targets)
 
 
+class Two(NamedTuple):
+    detection_rate: float
+    mean_iou: float
+
+
+def in_a_named_tuple(predictions: list[Box | None], targets: list[Box]) -> Two:
+    made = plain(predictions, targets)
+    return Two(made["detection_rate"], made["mean_iou"])
+
+
+def within_a_thousand(predictions: list[Box | None], targets: list[Box]) -> dict[str, float]:
+    """Of Qwen's coordinates, which are clipped to their range."""
+    return with_sizes(predictions, targets, [(1000.0, 1000.0)] * len(targets))
+
+
+def within_one(predictions: list[Box | None], targets: list[Box]) -> dict[str, float]:
+    return with_sizes(predictions, targets, [(1.0, 1.0)] * len(targets))
+
+
 def shares_alone(predictions: list[Box | None], targets: list[Box]) -> dict[str, float]:
     """Two numbers and nothing else, by a running count."""
     hits = found = 0
@@ -125,6 +144,17 @@ def divided_by_nothing(box1: Box, box2: Box) -> float:
     return w * h / (sum(areas) - w * h)
 
 
+def by_prediction(predictions: list[Box | None], targets: list[Box]) -> dict[str, float]:
+    """Wrong: samples in a dict by what was predicted, in which the same stands once."""
+    held = {str(p or place): (p, t) for place, (p, t) in enumerate(zip(predictions, targets, strict=True))}
+    return plain([p for p, _ in held.values()], [t for _, t in held.values()])
+
+
+def size_of_the_first(predictions: list[Box | None], targets: list[Box], sizes: Any) -> dict[str, Any]:
+    """Wrong: all are clipped to the first image."""
+    return with_sizes(predictions, targets, sizes[:1] * len(targets))
+
+
 def as_in_the_reference(predictions: list[Box | None], targets: list[Box]) -> Any:
     return grounding_metrics(predictions, targets)
 
@@ -133,10 +163,13 @@ RIGHT = [
     ("as_in_the_reference", "metrics"),
     ("overlap", "iou"), ("guarded", "iou"), ("by_torch", "iou"), ("plain", "metrics"), ("rounded", "metrics"),
     ("survivors_declared", "metrics-detected"), ("in_percent", "metrics-percent"), ("with_sizes", "sized"),
-    ("shares_alone", "metrics"),
+    ("shares_alone", "metrics"), ("in_a_named_tuple", "metrics"), ("within_a_thousand", "metrics-thousand"),
+    ("within_one", "metrics-unit"),
 ]  # fmt: skip
 WRONG = [
     ("survivors_undeclared", "metrics", {"averages", "undetected", "survivors"}),
     ("pixels_counted", "iou", {"units", "overlaps"}), ("divided_by_nothing", "iou", {"degenerate"}),
+    ("by_prediction", "metrics", {"rate", "averages", "accuracy"}), ("size_of_the_first", "sized", {"clipped"}),
+    ("within_a_thousand", "metrics-unit", {"clipped"}), ("within_a_thousand", "metrics", {"units"}),
     ("plain", "metrics-percent", {"rate"}), ("plain", "metrics-detected", {"averages"}),
 ]  # fmt: skip

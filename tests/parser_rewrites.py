@@ -120,6 +120,33 @@ def every_form(text: str) -> Any:
     return salvaging(text)
 
 
+def _pairs(text: str) -> list[tuple[str | None, list[float]]] | None:
+    found = strict_json(text)
+    return found if found is None else [(item["label"] or None, item["box"]) for item in found]
+
+
+def two_lists(text: str) -> dict[str, Any] | None:
+    found = _pairs(text)
+    return found if found is None else {"boxes": [b for _, b in found], "labels": [name for name, _ in found]}
+
+
+def two_lists_alone(text: str) -> Any:
+    found = two_lists(text)
+    return found and (found["boxes"], found["labels"])
+
+
+class Slotted:
+    __slots__ = ("box", "label")
+
+    def __init__(self, label: str | None, box: list[float]) -> None:
+        self.label, self.box = label or "<no label>", box
+
+
+def with_a_status(text: str) -> dict[str, Any]:
+    found = _pairs(text)
+    return {"status": "error" if found is None else "ok", "detections": [Slotted(*pair) for pair in found or ()]}
+
+
 def one_box(text: str) -> list[float] | None:
     """The first four numbers in brackets: RefCOCO's usual evaluation."""
     match = re.search(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]", text)
@@ -162,6 +189,27 @@ def whole_numbers(text: str) -> Any:
     return found and [{**item, "box": [int(v) for v in item["box"]]} for item in found]
 
 
+def clipped(text: str) -> Any:
+    """Wrong: cut to thousandths, whatever the image has."""
+    found = _pairs(text)
+    return found and [(label, [min(max(v, 0.0), 1000.0) for v in box]) for label, box in found]
+
+
+def with_an_area(text: str) -> Any:
+    """Wrong: boxes without width or height are left out, and nobody learns of it."""
+    found = _pairs(text)
+    return found and [(label, box) for label, box in found if box[2] > box[0] and box[3] > box[1]]
+
+
+def named_as_the_one_before(text: str) -> Any:
+    """Wrong: a description is kept until there is another."""
+    kept, found = None, []
+    for label, box in _pairs(text) or ():
+        kept = label or kept
+        found.append((kept, box))
+    return found if _pairs(text) is not None else None
+
+
 def as_in_the_reference(text: str) -> Any:
     return parse_answer(text)
 
@@ -170,11 +218,13 @@ RIGHT = [
     ("as_in_the_reference", "text"),
     ("strict_json", "json"), ("salvaging", "json-keys"), ("salvaging", "json"), ("salvaging_in_silence", "json-keys"),
     ("with_an_error", "json"), ("raising", "json-raising"), ("by_expressions", "tags"), ("every_form", "text"),
+    ("two_lists", "json"), ("two_lists_alone", "json"), ("with_a_status", "json"),
     ("every_form", "raising"), ("one_box", "json-box"), ("one_box_of_every_form", "box"),
 ]  # fmt: skip
 WRONG = [
     ("failing_silently", "json", {"reported"}), ("crashing", "json", {"reported", "raises", "spelled"}),
     ("zipped", "json", {"labels"}), ("any_four_numbers", "json-box", {"invented"}),
     ("whole_numbers", "json", {"numbers"}), ("salvaging", "text", {"formats", "lost"}),
-    ("raising", "json", {"reported"}),
+    ("raising", "json", {"reported"}), ("clipped", "json", {"invented"}), ("with_an_area", "json", {"lost"}),
+    ("named_as_the_one_before", "json", {"labels"}),
 ]  # fmt: skip

@@ -109,6 +109,11 @@ def wrong_key() -> list[dict[str, Any]]:
     ]
 
 
+def a_handful() -> list[dict[str, Any]]:
+    """Wrong: too few to speak of shares, and all of them placeholders."""
+    return [{"image": place, "phrase": "object", "bbox": [1, 2, 3, 4]} for place in range(4)]
+
+
 def broken_class() -> list[dict[str, Any]]:
     """Wrong, also as names of classes: an id that has no name."""
     return [{**sample, "category": None if place == 5 else "defect"} for place, sample in enumerate(one_class())]
@@ -120,5 +125,6 @@ RIGHT = [
 ]  # fmt: skip
 WRONG = [
     ("one_class", "dataset", {"repeated", "ambiguous"}), ("class_names_undeclared", "dataset", {"ambiguous"}),
+    ("a_handful", "dataset", {"generic"}),
     ("wrong_key", "dataset", {"generic", "repeated"}), ("broken_class", "classes", {"filled"}),
 ]  # fmt: skip

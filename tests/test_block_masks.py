@@ -15,7 +15,15 @@ from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Report, Verdict
 from assay.reference import block_masks
 
-CASES = ("ordinary", "as-large-as-the-grid", "as-high-as-the-grid", "one-row", "one-patch-grid", "more-than-half")
+CASES = (
+    "ordinary",
+    "as-large-as-the-grid",
+    "as-high-as-the-grid",
+    "one-row",
+    "one-patch-grid",
+    "more-than-half",
+    "three-places",
+)
 
 
 def _audited(name: str, form: str) -> Report:

@@ -204,3 +204,10 @@ def test_a_patch_goes_to_each_operation_of_its_family() -> None:
     pairs = plan(Request(families=("qwen2_5_vl",), patch="m:apply"), never)
     assert pairs
     assert {candidate.name for _, candidate in pairs} == {"qwen2_5_vl+m:apply"}
+
+
+def test_forms_without_parameters_alone_are_no_shorter_list() -> None:
+    """Of (preds, gts) nothing is known: the form that it has is named too."""
+    with pytest.raises(UsageError, match="fits no call form by its parameter names") as caught:
+        plan(Request(targets=("grounding.metrics",), candidate="m:f"), lambda _ref: ("preds", "gts"))
+    assert "\n  metrics  " in str(caught.value)

@@ -35,7 +35,7 @@ def test_a_rewrite_is_not_accused(name: str, form: str) -> None:
 
 @pytest.mark.parametrize(("name", "form", "rules"), grounding_rewrites.WRONG)
 def test_a_wrong_one_is_found(name: str, form: str, rules: set[str]) -> None:
-    found = _audited(name, form, ("ordinary", "unit-square"))
+    found = _audited(name, form, ("ordinary", "unit-square", "repeated", "clipped"))
     assert {f.rule.rpartition(".")[2] for f in found.findings} >= rules
 
 

@@ -56,6 +56,11 @@ def test_every_form_has_a_right_function() -> None:
         ('[{"bbox_2d": [1, 2, NaN, 4], "label": "a cup"}]', [], False),
         ('[{"bbox_2d": [1, 2, true, 4], "label": "a cup"}]', [], False),
         ("[" * 9000, [], False),
+        ("[" * 2000 + "]" * 2000, [], False),
+        ("[[1, 2, 3, 4], [5, 6, 7]]", [(None, CUP[1])], False),
+        ('[{"bbox_2d": [1, 2, 3, ' + "4" * 400 + '], "label": "a cup"}]', [], False),
+        ("{bbox_2d: [1, 2, 3, 4e999], desc: a cup}", [], False),
+        ("<box>(1,2),(3,4e999)</box>", [], False),
     ],
 )
 def test_the_reference_reads(text: str, told: list[object], complete: bool) -> None:

@@ -104,7 +104,11 @@ def test_tasks(make: Callable[[], Any]) -> None:
 def test_what_counts_as_something() -> None:
     assert not any(map(holds, (None, "", " [] ", "null", 0, False, [], (), {}, {"a": []}, float("nan"))))
     assert all(map(holds, ("0.5 0.5", 1, True, [0], {"a": [0.0]}, [[], [1]], object())))
-    assert not any(map(state, (False, 0, 0.0, None, "off", "None", {"enabled": False, "weight": 1})))
+    assert not any(map(holds, ('{"bbox": [], "label": []}', "[ ]", "[[]]", b"{}")))
+    assert all(map(holds, ('{"bbox": [[1, 2, 3, 4]]}', "[0]", "[a note]")))
+    assert not any(map(holds, (np.int64(0), np.bool_(False), torch.tensor(0), torch.zeros(()))))
+    assert all(map(holds, (np.int64(2), np.bool_(True), torch.tensor(1))))
+    assert not any(map(state, (False, 0, 0.0, None, "off", "None", "null", {"enabled": False, "weight": 1})))
     assert all(map(state, (True, 1, "boxes", 0.1, {"enabled": True})))
 
 
@@ -210,6 +214,29 @@ def test_knobs(make: Callable[[], Any], one_thread: None) -> None:
     report = _report("config.knobs", make)
     assert report.findings == ()
     assert report.verdict == Verdict.PASS
+
+
+class Beside(nn.Module):
+    """Wrong: a layer that is made first, so that the others draw other first values, and is never called."""
+
+    def __init__(self, gated: bool, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, width) if gated else None
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(x)
+        return out
+
+
+def made_and_never_called() -> Any:
+    settings = {"gated": (True, False), "width": (4, 8)}
+    return {"build": Beside, "settings": settings, "batch": (torch.ones(2, 4),)}
+
+
+def test_first_values_of_others_are_no_effect(one_thread: None) -> None:
+    found = _report("config.knobs", made_and_never_called).findings
+    assert {(f.rule.rpartition(".")[2], f.where) for f in found} == {("unread", "gated"), ("unread", "width")}
 
 
 def test_a_part_that_is_missing_is_told() -> None:

@@ -5,7 +5,7 @@ Letters: N draws, K blocks of one draw, H x W patches of the grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from assay.audits.terms import Outputs
 
 Grid = tuple[int, int]
 Counts = npt.NDArray[np.int64]
+PARTS = (("top", "row", "y"), ("left", "column", "col", "x"), ("rows", "height", "h"), ("columns", "width", "w"))
+"""What a rectangle's parts are called in a mapping."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,10 @@ class Sheet:
         self.contexts: list[Block] = []
 
     def corner(self, drawn: Any) -> None:
-        """One block, as (top, left) or (top, left, rows, columns)."""
+        """One block, as (top, left) or (top, left, rows, columns), or a mapping with ``top`` and ``left``."""
+        if isinstance(drawn, Mapping):
+            sides = [next((drawn[key] for key in names if key in drawn), None) for names in PARTS]
+            drawn = [side for side in sides if side is not None]
         numbers = _whole(drawn).tolist()
         if len(numbers) not in {2, 4}:
             message = f"expected (top, left) or (top, left, rows, columns), got {len(numbers)} numbers"

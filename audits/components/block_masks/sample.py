@@ -174,6 +174,7 @@ CASES = {
     "one-row": Case(grid=(1, 9), block=(1, 3), targets=3, seed=8),
     "one-column": Case(grid=(9, 1), block=(4, 1), targets=1, seed=9),
     "more-than-half": Case(grid=(7, 7), block=(5, 4), targets=1, seed=10),  # fits, though twice does not
+    "three-places": Case(grid=(4, 5), block=(2, 3), targets=1, draws=700, seed=12),  # the ends half as often: rounded
     "as-in-papers": Case(grid=(14, 14), block=(6, 5), draws=250, seed=11),
 }
 

@@ -73,7 +73,8 @@ def varied(model: nn.Module) -> None:
             draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             noise = torch.randn(value.shape, generator=draw)
             if value.dim() < 2:
-                value.add_(0.1 * noise.to(value))
+                drawn = value.numel() > 1 and bool((value != value.flatten()[0]).any())
+                value.copy_((0.0 if drawn else value) + 0.1 * noise.to(value))  # a neutral 0 or 1 stays in sight
             else:
                 fan = value.shape[-1] if value.dim() == 3 else math.prod(value.shape[1:])
                 value.copy_(noise / math.sqrt(fan))
@@ -183,7 +184,10 @@ def compared(one: Probe, two: Probe) -> Change:
         does.insert(0, f"raises {two.raised or 'no more'}")
     does += ["ties"] if one.forms != two.forms else []
     does += [name for name in changed if name in buffers]
-    unread = bool(held) and not does and not (set(held) & (one.read | two.read))
+    sizes = [{name: value.shape for name, value in start.items()} for start in (one.start, two.start)]
+    made = [name for name in held if sizes[0].get(name) != sizes[1].get(name)]
+    # what is made draws from the generator that all share, so that first values of the others change with it
+    unread = bool(held) and not does and not (set(made or held) & (one.read | two.read))
     return Change(does=tuple(does), held=tuple(held), unread=unread)
 
 

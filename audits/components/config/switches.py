@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from assay.audits.usage import BadUsage
 
 MOST = 4096
 """Samples that are looked at of each split: of more, as many spread evenly."""
-EMPTY = frozenset({"", "[]", "{}", "()", "null", "none", "nan"})
+EMPTY = frozenset({"", "()", "null", "none", "nan"})
 """Texts that say, in a column of texts, that there is nothing."""
-OFF = frozenset({"", "none", "off", "disabled", "never"})
+OFF = frozenset({"", "none", "null", "off", "disabled", "never"})
 """Choices that switch a task off."""
 _ABSENT = object()
 
@@ -76,7 +77,7 @@ def _switch(config: Any, splits: Mapping[str, list[Any]], name: str, field: Any)
         "known": value is not _ABSENT,
         "value": "absent" if value is _ABSENT else repr(value)[:80],
         "on": value is not _ABSENT and state(value) != name.startswith("!"),
-        "misread": isinstance(value, str) and value.strip().lower() in {"false", "no", "0", "f", "n"},
+        "misread": isinstance(value, str) and value.strip().lower() in {"false", "no", "0", "0.0", "f", "n"},
         "counts": counts,
         "sizes": {split: len(samples) for split, samples in splits.items()},
         "first": first,
@@ -126,13 +127,25 @@ def _values(value: Any, parts: list[str]) -> Iterator[Any]:
             yield from _values(inner, parts[1:])
 
 
+def _says(text: str) -> bool:
+    """Whether a text has anything in it, which may be the JSON of nothing."""
+    text = text.strip()
+    if text[:1] in {"[", "{"}:
+        try:
+            return holds(json.loads(text))
+        except (ValueError, RecursionError):
+            return True
+    return text.lower() not in EMPTY
+
+
 def holds(value: Any) -> bool:
     """Whether there is anything: not for None, NaN, false, zero, empty texts and collections, columns of nothing."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a number of numpy's or torch's
+        value = value.item()
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, str | bytes):
-        text = value.decode(errors="replace") if isinstance(value, bytes) else value
-        return text.strip().lower() not in EMPTY
+        return _says(value.decode(errors="replace") if isinstance(value, bytes) else value)
     if isinstance(value, int | float):
         return value != 0 and not math.isnan(value)
     if isinstance(value, Mapping):

@@ -20,8 +20,11 @@ FORMATS = (*KEYS, "unquoted", *TAGS, "bare")
 SPACES: Mapping[str, tuple[str, str] | None] = {"ordinary": (", ", ": "), "none": (",", ":"), "lines": None}
 BROKEN = ("cut", "cut-fenced", "three", "five", "words", "no-box", "null-box")
 """One detection, the last, cannot be read."""
-LOOSE = ("unclosed", "cut-label", "single-quotes", "trailing-comma", "object", "json-lines", "two-lists")
-"""All can be read, by who reads what is no JSON, or not the list that was asked for."""
+LOOSE = ("unclosed", "cut-label", "single-quotes", "trailing-comma", "object", "json-lines", "two-lists", "beyond")
+"""All can be read, by who reads what is no JSON, not the list that was asked for, or boxes that no image has.
+
+``beyond``: a box begins left of the image, one ends beyond a thousand, one has no width.
+"""
 WORDS: Mapping[str, str] = {
     "nothing": "", "blank": " \n", "prose": "I cannot see such an object in this picture, sorry.",
     "counted": "There are 3 cups, 2 plates, 14 forks and 5 knives on the table, 27 things in all.",
@@ -67,6 +70,12 @@ def _box(draw: random.Random, numbers: str) -> Box:
     x1, x2, y1, y2 = (*sorted(draw.sample(range(100, 1000), 2)), *sorted(draw.sample(range(100, 1000), 2)))
     scale = {"whole": 1, "decimal": 8, "unit": 1000}[numbers]
     return x1 / scale, y1 / scale, x2 / scale, y2 / scale
+
+
+def beyond(box: Box, place: int) -> Box:
+    """A box that no image has, of one kind or another."""
+    x1, y1, x2, y2 = box
+    return ((-x1, y1, x2, y2), (x1, y1, x2 + 1000.0, y2 + 1000.0), (x1, y1, x1, y2))[place % 3]
 
 
 def write(found: Sequence[Item], style: Style) -> str:

@@ -15,11 +15,17 @@ from assay.audits.terms import Outputs
 
 BOXES = ("box", "bbox", "bbox_2d", "box_2d", "coordinates", "xyxy")
 LABELS = ("label", "description", "desc", "phrase", "name", "category", "class_name", "ref", "text")
-LISTS = ("detections", "objects", "boxes", "items", "results")
-FINE = ("complete", "ok", "success", "valid", "parsed")
-WRONG = ("error", "errors", "failed", "error_status", "malformed", "truncated")
+LISTS = ("detections", "objects", "boxes", "bboxes", "items", "results")
+FINE = ("complete", "ok", "success", "valid", "parsed", "is_valid", "is_complete")
+WRONG = ("error", "errors", "failed", "error_status", "malformed", "truncated", "parse_error", "incomplete", "reason")
+STATUS = frozenset({"ok", "success", "complete", "valid", "parsed"})
+"""What a ``status`` in words is where all was read."""
+NAMES = ("labels", "descriptions", "descs", "phrases", "names")
+"""Lists of descriptions beside a list of boxes."""
 """How an answer is told to have been read, or not: true, or false and empty."""
-UNNAMED = frozenset({"", "unknown", "unlabeled", "unlabelled", "<unknown>", "n/a", "none", "no label"})
+UNNAMED = frozenset(
+    {"", "unknown", "unlabeled", "unlabelled", "<unknown>", "n/a", "none", "no label", "<no label>", "null"}
+)
 """What stands for a description that is missing, and says so."""
 
 Pair = tuple[str | None, tuple[float, ...]]
@@ -67,7 +73,12 @@ def read(returned: Any) -> Read:
             message = f"expected {', '.join(LISTS)} or a list, got {', '.join(fields) or type(returned).__name__}"
             raise BadReturn(message)
         states = [bool(fields[key]) for key in WRONG if key in fields] + [not fields[k] for k in FINE if k in fields]
-        return Read(_pairs(fields[name] or ()), reported=any(states), partly=bool(states))
+        states += [str(fields["status"]).casefold() not in STATUS] if "status" in fields else []
+        beside = next((fields[key] for key in NAMES if key in fields and name in {"boxes", "bboxes"}), None)
+        found = fields[name] or () if beside is None else _beside(fields[name], beside)
+        return Read(_pairs(found), reported=any(states), partly=bool(states))
+    if isinstance(returned, tuple) and len(returned) == 2 and _named(returned):
+        return Read(_pairs(_beside(*returned)), reported=False, partly=False)
     return Read(_pairs(returned), reported=False, partly=False)
 
 
@@ -93,7 +104,25 @@ def _fields(value: Any) -> Mapping[str, Any] | None:
         return dict(value._asdict())
     if hasattr(value, "__dataclass_fields__"):
         return {name: getattr(value, name) for name in value.__dataclass_fields__}
-    return None if isinstance(value, Sequence) or hasattr(value, "tolist") else vars(value)
+    if isinstance(value, Sequence) or hasattr(value, "tolist"):
+        return None
+    slots = getattr(type(value), "__slots__", ())
+    return {name: getattr(value, name) for name in slots if hasattr(value, name)} or vars(value)
+
+
+def _named(returned: tuple[Any, Any]) -> bool:
+    """Whether it is a list of boxes and one of descriptions, not two detections."""
+    boxes, names = returned
+    listed = isinstance(boxes, list | tuple) and isinstance(names, list | tuple)
+    return listed and all(name is None or isinstance(name, str) for name in names)
+
+
+def _beside(boxes: Any, names: Any) -> list[tuple[Any, Any]]:
+    """Boxes with the descriptions in a list of their own."""
+    if len(boxes) != len(names):
+        message = f"expected a description for each box, got {len(names)} for {len(boxes)}"
+        raise BadReturn(message)
+    return [*zip(names, boxes, strict=True)]
 
 
 def _pairs(detections: Any) -> tuple[Pair, ...]:

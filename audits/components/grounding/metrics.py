@@ -36,6 +36,7 @@ class Inputs:
     """``predicted`` and ``target`` float64 [N,4], of which ``predicted`` means something where ``found`` [N] is True.
 
     ``size``: width and height of the images, in the unit of the boxes. ``clip``: predictions are to be clipped to it.
+    ``images`` float64 [N,2], None where all have this size. ``fixed``: the function knows the size without being told.
     ``counted``: whom a mean or median is over that does not say it by its name, ``all`` samples or the ``detected``.
     """
 
@@ -45,6 +46,8 @@ class Inputs:
     size: tuple[float, float]
     clip: bool
     counted: str
+    fixed: bool = False
+    images: Tensor | None = None
 
     def predictions(self) -> list[list[float] | None]:
         """As an evaluation hands them over: a box, or None."""
@@ -57,7 +60,11 @@ class Inputs:
 
     def sizes(self) -> list[tuple[float, float]] | None:
         """One for each sample, where predictions are clipped to it."""
-        return [self.size] * len(self.target) if self.clip else None
+        if not self.clip:
+            return None
+        if self.images is None:
+            return [self.size] * len(self.target)
+        return [(width, height) for width, height in self.images.tolist()]
 
     def truth(self) -> grounding_metrics.Metrics:
         """The specification's answer."""
@@ -68,13 +75,19 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Parameters of a case: the overlap of each sample, -1 for an answer without a box; the seed places the boxes."""
+    """Parameters of a case: the overlap of each sample, -1 for an answer without a box; the seed places the boxes.
+
+    ``repeated``: the first sample, with its boxes, stands there so many times more. ``fixed``: the function clips to
+    the size of the unit, which it knows.
+    """
 
     seed: Count = 0
     ious: tuple[Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)], ...] = (0.9, 0.6, NONE, 0.3, 0.0, 0.8, NONE)
     unit: Annotated[str, one_of(UNITS)] = "pixels"
     clip: bool = False
     counted: Annotated[str, one_of(("all", "detected"))] = "all"
+    repeated: Count = 0
+    fixed: bool = False
 
 
 def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
@@ -87,11 +100,13 @@ def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
         target = (width * (0.25 + x / 4), height * (0.25 + y / 4), width * (0.1 + w / 7), height * (0.1 + h / 7))
         targets.append([target[0], target[1], target[0] + target[2], target[1] + target[3]])
         boxes.append(_overlapping(targets[-1], iou, place % 4))
+    more = case.repeated
+    targets, boxes, ious = ([*each, *each[:1] * more] for each in (targets, boxes, [*case.ious]))
     return Inputs(
         predicted=torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4).to(device),
-        found=torch.tensor([iou != NONE for iou in case.ious], dtype=torch.bool).to(device),
+        found=torch.tensor([iou != NONE for iou in ious], dtype=torch.bool).to(device),
         target=torch.tensor(targets, dtype=torch.float64).reshape(-1, 4).to(device),
-        size=(width, height), clip=case.clip, counted=case.counted,
+        size=(width, height), clip=case.clip, counted=case.counted, fixed=case.fixed,
     )  # fmt: skip
 
 
@@ -118,6 +133,8 @@ def supports(case: Case) -> str | None:
     near = any(abs(iou - t) < CLEAR for iou in case.ious for t in THRESHOLDS)
     if any(-1 < iou < 0 for iou in case.ious):
         return "an overlap is -1, for no box, or between 0 and 1"
+    if case.fixed and not case.clip:
+        return "a size that is known is clipped to"
     return "an overlap is at a threshold, where a convention decides" if near else None
 
 
@@ -156,7 +173,7 @@ def _metrics(function: Callable[..., Any], inputs: Inputs, percent: float = 1.0)
 
 
 def _sized(function: Callable[..., Any], inputs: Inputs) -> Outputs:
-    made = function(inputs.predictions(), inputs.targets(), [inputs.size] * len(inputs.target))
+    made = function(inputs.predictions(), inputs.targets(), inputs.sizes())
     return scores.read(made, inputs.found)
 
 
@@ -172,35 +189,45 @@ FORMS = (
         "some of these; a prediction is a box or None; averages are over all samples unless named mean_iou_detected",
         parameters=("predictions", "targets"),
         call=_metrics,
-        fixes={"clip": False, "counted": "all"},
+        fixes={"clip": False, "counted": "all", "fixed": False},
     ),
     Form(
         name="metrics-detected",
         summary="as metrics, whose mean_iou and median_iou are declared to be over the answers that have a box",
         parameters=(),
         call=_metrics,
-        fixes={"clip": False, "counted": "detected"},
+        fixes={"clip": False, "counted": "detected", "fixed": False},
     ),
     Form(
         name="metrics-percent",
         summary="as metrics, all in percent",
         parameters=(),
         call=lambda function, inputs: _metrics(function, inputs, 100.0),
-        fixes={"clip": False, "counted": "all"},
+        fixes={"clip": False, "counted": "all", "fixed": False},
+    ),
+    *(
+        Form(
+            name=f"metrics-{unit}",
+            summary=f"as metrics, of boxes {what} alone, to which predictions are clipped",
+            parameters=(),
+            call=_metrics,
+            fixes={"clip": True, "counted": "all", "fixed": True, "unit": unit},
+        )
+        for unit, what in (("thousand", "in thousandths of the image, 0 to 1000,"), ("unit", "between 0 and 1"))
     ),
     Form(
         name="sized",
         summary="function(predictions, targets, sizes) -> as metrics; predictions are clipped to (width, height)",
         parameters=("predictions", "targets", "sizes"),
         call=_sized,
-        fixes={"clip": True, "counted": "all"},
+        fixes={"clip": True, "counted": "all", "fixed": False},
     ),
     Form(
         name="iou",
         summary="function(box1, box2) -> the overlap of two boxes (x1, y1, x2, y2)",
         parameters=("box1", "box2"),
         call=_iou,
-        fixes={"clip": False},
+        fixes={"clip": False, "fixed": False},
     ),
 )
 
@@ -225,6 +252,7 @@ CASES = {
     "none-found-declared": Case(ious=(NONE, NONE), counted="detected", seed=9),
     "one": Case(ious=(0.65,), seed=10),
     "one-missed": Case(ious=(0.0,), unit="thousand", seed=11),
+    "repeated": Case(ious=(0.9, 0.2, NONE, 0.3, 0.6), repeated=3, seed=13),
     "even": Case(ious=(0.9, NONE, 0.3, 0.1), seed=12),
 }
 
@@ -235,6 +263,7 @@ def strategy() -> st.SearchStrategy[Case]:
     return st.builds(
         Case, seed=st.integers(0, 2**16), ious=st.lists(iou, min_size=1, max_size=12).map(tuple),
         unit=st.sampled_from(tuple(UNITS)), clip=st.booleans(), counted=st.sampled_from(("all", "all", "detected")),
+        repeated=st.sampled_from((0, 0, 2)),
     )  # fmt: skip
 
 

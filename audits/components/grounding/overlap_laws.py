@@ -171,6 +171,27 @@ def clipped(trial: Trial) -> Iterator[Evidence]:
     ):
         got = overlap(trial, scaled(box, inputs), scaled(other, inputs))
         yield from equal("iou", got, truth, slack_of(inputs, 0.01), what)
+    if not inputs.fixed:
+        yield from _each_to_its_own(trial)
+
+
+def _each_to_its_own(trial: Trial) -> Iterator[Evidence]:
+    """Of two images the second is twice as wide and half as high; its prediction reaches beyond the first, and itself.
+
+    Both predictions are their targets, once clipped.
+    """
+    width, height = trial.inputs.size
+    target = [[0.5 * width, 0.5 * height, width, height], [1.2 * width, 0.1 * height, 2 * width, 0.5 * height]]
+    beyond = [[0.5 * width, 0.5 * height, 1.4 * width, 1.2 * height], [1.2 * width, 0.1 * height, 3 * width, height]]
+    made = dataclasses.replace(
+        trial.inputs, found=torch.ones(2, dtype=torch.bool), target=torch.tensor(target, dtype=torch.float64),
+        predicted=torch.tensor(beyond, dtype=torch.float64),
+        images=torch.tensor([[width, height], [2 * width, 0.5 * height]], dtype=torch.float64),
+    )  # fmt: skip
+    values = trial.run(made)
+    for name in sorted({*SHARES, *AVERAGES, "ious"} & set(values)):
+        for got in flat(values[name]):
+            yield from equal(name, got, 1.0, slack_of(made), "two images of different sizes")
 
 
 def _clips(_operation: Operation, case: Any) -> str | None:
@@ -181,9 +202,13 @@ def _never_clips(_operation: Operation, case: Any) -> str | None:
     return "predictions are clipped, targets are not" if case.clip else None
 
 
+def _any_unit(_operation: Operation, case: Any) -> str | None:
+    return "the function is declared to be of one unit" if case.fixed else None
+
+
 _law = partial(Law.of, (NAME,))
 
 LAWS = (
-    _law(overlaps), _law(symmetric, _never_clips), _law(itself), _law(units), _law(degenerate), _law(turned),
+    _law(overlaps), _law(symmetric, _never_clips), _law(itself), _law(units, _any_unit), _law(degenerate), _law(turned),
     _law(clipped, _clips),
 )  # fmt: skip

@@ -81,6 +81,8 @@ def build(case: Case, _dtype: torch.dtype, device: torch.device) -> Inputs:
     found = answers.items(
         case.count, case.seed, rich=case.rich, numbers=case.numbers, unlabelled=case.unlabelled, repeated=case.repeated
     )
+    if case.spoilt == "beyond":
+        found = [(label, answers.beyond(box, place)) for place, (label, box) in enumerate(found)]
     return Inputs(
         labels=tuple(label for label, _ in found),
         boxes=torch.tensor([box for _, box in found], dtype=torch.float64, device=device).reshape(-1, 4),
@@ -223,6 +225,7 @@ CASES: Mapping[str, Case] = {
     "decimal-tags": Case(numbers="decimal", written="object_ref", seed=15),
     "unit": Case(numbers="unit", written="desc", seed=16),
     "first-unlabelled": Case(unlabelled=(0,), seed=17),
+    "middle-unlabelled-json": Case(unlabelled=(1,), count=4, seed=21),
     "middle-unlabelled": Case(unlabelled=(1,), count=4, written="unquoted", seed=18),
     "none-labelled": Case(unlabelled=(0, 1, 2), seed=19),
     "unlabelled-tags": Case(unlabelled=(0,), count=3, written="object_ref", seed=20),

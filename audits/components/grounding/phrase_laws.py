@@ -15,6 +15,8 @@ from assay.reference.grounding_phrases import Sample, Summary, summarise
 
 FEW = 20
 """Of fewer samples nothing is said that is said of shares."""
+ALIKE = 5
+"""Of so many it is said that all have one phrase."""
 CARELESS = 0.05
 """The share of generic phrases that annotators leave behind."""
 SHARED = 0.2
@@ -55,7 +57,7 @@ def repeated(trial: Trial) -> Iterator[Evidence]:
     Example: the phrase of the first sample, kept in a variable outside of the loop.
     """
     found = _summary(trial)
-    _enough(found.samples)
+    _enough(found.samples, ALIKE if found.repeats == found.samples else FEW)
     if found.repeats > MOST * found.samples:
         yield Evidence(
             where="phrases", measured=found.repeats / found.samples, limit=MOST,
@@ -113,9 +115,9 @@ def leaking(trial: Trial) -> Iterator[Evidence]:
 def _share(trial: Trial, what: str, limit: float, told: str) -> Iterator[Evidence]:
     """Evidence where more than a share of the phrases is of a kind."""
     found = _summary(trial)
-    if limit:
-        _enough(found.samples)
     places = getattr(found, what)
+    if limit:
+        _enough(found.samples, 2 if len(places) == found.samples else FEW)
     words = [_samples(trial)[place].phrase for place in places[:1]]
     if len(places) > limit * found.samples:
         yield Evidence(
@@ -136,9 +138,9 @@ def _summary(trial: Trial) -> Summary:
     return found
 
 
-def _enough(count: int) -> None:
-    if count < FEW:
-        raise Inexpressible(f"fewer than {FEW} samples say something of this")
+def _enough(count: int, least: int = FEW) -> None:
+    if count < least:
+        raise Inexpressible(f"fewer than {least} samples say something of this")
 
 
 def _described(_operation: Operation, case: Any) -> str | None:

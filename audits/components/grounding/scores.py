@@ -35,7 +35,7 @@ def read(returned: Any, found: Tensor, percent: float = 1.0) -> Outputs:
     ``detection_rate``; ``mean_iou`` and ``median_iou``, with ``_all`` or ``_detected`` where the name says so;
     ``thresholds`` and ``accuracy`` [T]; ``ious`` [N]. :class:`BadReturn` where nothing of it is there.
     """
-    named = returned if isinstance(returned, Mapping) else vars(returned) if hasattr(returned, "__dict__") else None
+    named = _named(returned)
     if named is None:
         message = f"expected a mapping of metrics, got {type(returned).__name__}"
         raise BadReturn(message)
@@ -52,6 +52,16 @@ def read(returned: Any, found: Tensor, percent: float = 1.0) -> Outputs:
         message = f"expected detection_rate, mean_iou, acc@0.5 or some of them, got {names}"
         raise BadReturn(message)
     return known
+
+
+def _named(returned: Any) -> Mapping[str, Any] | None:
+    """The fields of a mapping, a named tuple or a record."""
+    if isinstance(returned, Mapping):
+        return returned
+    names = getattr(returned, "_fields", None) or getattr(type(returned), "__slots__", ())
+    if names:
+        return {name: getattr(returned, name) for name in names if hasattr(returned, name)}
+    return vars(returned) if hasattr(returned, "__dict__") else None
 
 
 def overlaps(returned: Any, found: Tensor) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ def implementation(target: Mapping[str, Any]) -> Callable[[Any], Mapping[str, Te
     def told(inputs: Asked) -> Mapping[str, Tensor]:
         from assay.audits.components.pipeline import own
 
-        side = int(own.processor(inputs.family).image_processor.patch_size)
+        side = getattr(module, "SIDE", int(own.processor(inputs.family).image_processor.patch_size))
         found = {}
         for option, function in module.trains_on().items():
             samples = list(own.Talks(side, tuple(CONVERSATIONS.values())))

@@ -38,6 +38,9 @@ def _candidates() -> Iterator[Candidate]:
     yield peer.unrunnable("packed_positions.model", "padding-free", reason)
 
 
+SIDE = 28
+"""Pixels of a patch: it scales images to multiples of so many, whatever the processor's own patches are."""
+
 PEER = peer.Peer(
     name="ms-swift",
     source="https://github.com/modelscope/ms-swift",

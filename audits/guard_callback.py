@@ -47,7 +47,7 @@ class GuardCallback(TrainerCallback):  # type: ignore[misc]  # transformers is u
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - as above
         """The first micro-batch of a step comes."""
         if self.guard is not None:
-            self.guard.begin()
+            self.guard.restart()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - as above
         """The gradients are there."""
@@ -67,7 +67,7 @@ class GuardCallback(TrainerCallback):  # type: ignore[misc]  # transformers is u
 
 def _elsewhere(args: Any) -> str:
     """Where gradients and steps are, if not at the parameters."""
-    if getattr(args, "deepspeed", None):
+    if getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None):
         return "DeepSpeed holds the gradients and makes the steps"
     return ""
 
@@ -102,6 +102,8 @@ def _wrapped(guard: Guard, trainer: Any) -> Callable[[], None]:
     trainer.training_step = training_step
 
     def undo() -> None:
+        if trainer.__dict__.get("training_step") is not training_step:
+            return  # somebody has wrapped it again: without a watch it hands on
         if held is None:
             del trainer.training_step
         else:

@@ -132,6 +132,7 @@ class Guard:
         self._loop = False
         self.elsewhere = ""
         self.split = False
+        self.sharded = False
         self.half = False
         self.tally = Tally()
 
@@ -301,6 +302,7 @@ class Guard:
                 "elsewhere": self.elsewhere,
                 "scaled": self.half or watch.scaled or bool(watch.notes.get("half")),
                 "split": self.split or guard_model.scattered(self.model),
+                "sharded": self.sharded,
                 "emptied": self._loop and watch.emptied,
                 "world": self._world,
                 "rank": self._rank,

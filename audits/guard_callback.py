@@ -43,6 +43,7 @@ class GuardCallback(TrainerCallback):  # type: ignore[misc]  # transformers is u
             self.guard.elsewhere = _elsewhere(args)
             self.guard.half = bool(getattr(args, "fp16", False))
             self.guard.split = getattr(args, "n_gpu", 1) > 1
+            self.guard.sharded = _sharded(args)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - as above
         """The first micro-batch of a step comes."""
@@ -70,6 +71,12 @@ def _elsewhere(args: Any) -> str:
     if getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None):
         return "DeepSpeed holds the gradients and makes the steps"
     return ""
+
+
+def _sharded(args: Any) -> bool:
+    """Whether each sample is spread over several processes: context or sequence parallelism."""
+    config = getattr(args, "parallelism_config", None)
+    return any((getattr(config, name, 1) or 1) > 1 for name in ("cp_size", "sp_size"))
 
 
 def attach(guard: Guard, trainer: Any) -> None:

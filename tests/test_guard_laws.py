@@ -107,3 +107,13 @@ PACK = batch([[5, 6, 7, 8]], position_ids=[[0, 1, 0, 1]])
 @pytest.mark.parametrize(("mask", "found"), [("none", 1), ("by another name", 0)])
 def test_an_attention_whose_mask_has_another_name(mask: str, found: int) -> None:
     assert len(list(laws.boundaries(live(tensors=PACK, attention={"by": "sdpa", "mask": mask})))) == found
+
+
+def test_parts_of_samples_are_not_judged() -> None:
+    """A process of several that share each sample: its part may be all prompt, and positions jump."""
+    tensors = batch([[5, 6, 7, 8, 9, 2]], labels=[[-100] * 6]) | {
+        "used.positions": torch.tensor([[[0, 1, 2, 9, 10, 11]]])
+    }
+    for law in (laws.features, laws.positions, laws.targets, laws.boundaries):
+        with pytest.raises(Inexpressible, match="spread over several processes"):
+            list(law(live(tensors=tensors, sharded=True)))

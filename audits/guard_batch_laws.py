@@ -200,7 +200,7 @@ def _off(got: Tensor, want: Tensor) -> int | None:
 
 
 def targets(live: Live) -> Iterator[Evidence]:
-    """Labels are the tokens' own ids; padding and placeholders have none; each sample has at least one.
+    """Labels are the tokens' own ids; padding and placeholders have none; each sample that is whole has at least one.
 
     Why: a model that shifts labels itself is one token off where they were shifted before. A trained placeholder
     teaches the model to write images, trained padding to write padding; a sample without labels is read for nothing,

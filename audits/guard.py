@@ -116,7 +116,7 @@ class Guard:
         self.model, self.processor = model, processor
         self._given, self._inner = given, guard_model.unwrapped(model)
         for name in given.trained:
-            if not any(name in own for own, _ in self._inner.named_parameters()):
+            if not any(name in own for own in guard_model.named_parameters(model, self._inner)):
                 raise ValueError(f"trained: expected parts of names of parameters, none has {name!r}")
         self._rank, self._world = _ranks()
         self._shelf = Shelf(given.folder, given.keep, self._rank)
@@ -128,9 +128,11 @@ class Guard:
         self._last: Live | None = None
         self._undo: list[Callable[[], None]] = []
         self._optimizers: list[Any] = []
+        self._done: set[int] = set()
         self._loop = False
         self.elsewhere = ""
         self.split = False
+        self.sharded = False
         self.half = False
         self.tally = Tally()
 
@@ -161,27 +163,69 @@ class Guard:
                 self._watch.saw(batch, loss)
 
     def remove(self) -> None:
-        """Take every hook out of the model, the optimizers and the trainer. May be called again."""
+        """Take every hook out of the model, the optimizers and the trainer, and let go of them. May be called again."""
         self._drop()
         while self._undo:
-            self._undo.pop()()
+            with self._working():
+                self._undo.pop()()
+        self._places, self._optimizers = None, []
+        self.model = self._inner = nn.Module()
 
     def on_removal(self, undo: Callable[[], None]) -> None:
         """Do this when the guard is removed."""
         self._undo.append(undo)
 
     def follow(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Take the steps of these optimizers for those of the training; the last one ends a step."""
-        self._optimizers, self._loop = list(optimizers), True
-        for one in optimizers:
-            self.on_removal(one.register_step_pre_hook(lambda *_: self.grade(self._optimizers)).remove)
-        self.on_removal(optimizers[-1].register_step_post_hook(lambda *_: self.stepped()).remove)
+        """Take the steps of these optimizers for those of the training: a step ends when all have made theirs."""
+        self._optimizers, self._loop = list({id(one): one for one in optimizers}.values()), True
+        for one in self._optimizers:
+            self.on_removal(one.register_step_pre_hook(self._about).remove)
+            self.on_removal(one.register_step_post_hook(self._made).remove)
         self.begin()
+
+    def _about(self, one: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An optimizer is called. Where it is given a closure, the gradients are there when that has run."""
+        watch = self._watch
+        if watch is None or torch.compiler.is_compiling():
+            return None
+        watch.stepping, watch.scaled = True, watch.scaled or getattr(one, "found_inf", None) is not None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if watch.taken or not callable(closure):
+            self.grade(self._optimizers)
+            return None
+
+        def closed() -> Any:
+            result = closure()
+            self.grade(self._optimizers)
+            return result
+
+        return ((args[0], closed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": closed})
+
+    def _made(self, one: Any, *_: Any) -> None:
+        """An optimizer has made its step. One that makes its second before the others is trained by turns."""
+        if torch.compiler.is_compiling():
+            return
+        if self._watch is not None:
+            self._watch.stepping = False
+        again = id(one) in self._done
+        self._done.add(id(one))
+        if again:
+            self._done = {id(one)}
+        elif len(self._done) < len(self._optimizers):
+            return
+        else:
+            self._done = set()
+        self.stepped()
 
     @property
     def watch(self) -> Watch | None:
         """What looks at the step that runs; None where this is not checked."""
         return self._watch
+
+    def restart(self) -> None:
+        """A step begins, whatever came of the one before it, which may have broken off."""
+        self._drop()
+        self.begin()
 
     def begin(self) -> None:
         """A step of the optimiser begins: look at it if it is its turn."""
@@ -191,7 +235,7 @@ class Guard:
             inner = guard_model.unwrapped(self.model)
             if self._places is None or inner is not self._inner:
                 self._inner, self._places = inner, guard_model.places(self.model)
-            self._ledger = Ledger(inner, self._places.parts)
+            self._ledger = Ledger(self.model, inner, self._places.parts)
             self._watch = Watch(self._places, self._pick, self._late)
 
     def grade(self, optimizers: Sequence[Any]) -> None:
@@ -208,7 +252,7 @@ class Guard:
         try:
             self.stepped()
         finally:
-            self._loop = loop
+            self._loop, self._done = loop, set()
 
     def stepped(self) -> None:
         """The optimiser has made its step. :class:`GuardStop` where something is found and it was asked for."""
@@ -243,6 +287,7 @@ class Guard:
         if self._facts is None:
             self._facts = guard_model.told_of(self._inner, self.processor)
         shut = guard_model.compiled(self.model)
+        ledger.waiting([one for one in self._optimizers if self._done and id(one) not in self._done])
         own, kept = ledger.tensors(), watch.tensors()
         got = fetch({**own, **kept})
         return Live(
@@ -255,8 +300,10 @@ class Guard:
                 "share": list(self._given.share),
                 "frozen": ledger.frozen(self._given.trained),
                 "elsewhere": self.elsewhere,
-                "scaled": self.half or bool(watch.notes.get("half")),
-                "split": self.split,
+                "scaled": self.half or watch.scaled or bool(watch.notes.get("half")),
+                "split": self.split or guard_model.scattered(self.model),
+                "sharded": self.sharded,
+                "emptied": self._loop and watch.emptied,
                 "world": self._world,
                 "rank": self._rank,
                 "unseen": _unseen(watch, shut=shut),

@@ -150,6 +150,8 @@ def positions(live: Live) -> Iterator[Evidence]:
         if problem:
             raise Inexpressible("placeholders and grids do not fit: see guard.features")
     for piece, want in zip(placed, wanted, strict=True):
+        if not bool(piece.of(view.real).all()):
+            continue  # padding in between is counted by some, and by others not
         mine = piece.of(got)
         place = _off(mine, want.to(mine.dtype))
         if place is not None:
@@ -180,6 +182,8 @@ def _used(live: Live) -> Tensor:
         got = got.reshape(-1, *got.shape[-2:])
     if got.shape[-1] != view.ids.shape[-1] or got.shape[-2] not in {1, len(view.ids)}:
         raise Inexpressible("the positions are not one for each token of the batch")
+    if live.record["split"] and got.shape[-2] != len(view.ids):
+        raise Inexpressible("the positions are those of a part of the batch, which was split")
     got = got[1:] if len(got) == 4 and live.facts["rule"] != "hunyuan_vl" else got
     return got.expand(-1, len(view.ids), -1)
 
@@ -196,7 +200,7 @@ def _off(got: Tensor, want: Tensor) -> int | None:
 
 
 def targets(live: Live) -> Iterator[Evidence]:
-    """Labels are the tokens' own ids; padding and placeholders have none; each sample has at least one.
+    """Labels are the tokens' own ids; padding and placeholders have none; each sample that is whole has at least one.
 
     Why: a model that shifts labels itself is one token off where they were shifted before. A trained placeholder
     teaches the model to write images, trained padding to write padding; a sample without labels is read for nothing,
@@ -206,22 +210,23 @@ def targets(live: Live) -> Iterator[Evidence]:
     """
     view = live.view
     labels = _labels(live)
-    yield from _first(live, (labels >= 0) & _padding(view.real), "padding is trained on")
+    if _by_model(live):  # a loss of one's own may ignore what it likes
+        yield from _first(live, (labels >= 0) & _padding(view.real), "padding is trained on")
+        yield from _first(live, (labels < 0) & (labels != IGNORED), f"a label that is neither a token nor {IGNORED}")
     yield from _first(live, (labels >= 0) & (view.types > 0) & view.real, "a placeholder is trained on")
-    yield from _first(live, (labels < 0) & (labels != IGNORED), f"a label that is neither a token nor {IGNORED}")
     placed = pieces(live)
     behind = packed(placed)
     for piece in placed:
         own, ids = piece.of(labels), piece.of(view.ids)
         own = torch.cat([own.new_full((1,), IGNORED), own[1:]]) if behind and piece.start else own
         trained = own >= 0
-        if not bool(trained[1:].any()) and (len(own) > 1 or not behind):
+        if not bool(trained[1:].any()) and (len(own) > 1 or not behind) and not _cut(live, piece, placed):
             message = f"sample {piece.sample} has no token that is trained on"
             yield Evidence(
                 where="labels", measured=0, limit="at least 1", message=message, index=(piece.row, piece.start)
             )
             return
-        if live.facts["shifts"] and float((own != ids)[trained].float().mean()) > MOSTLY:
+        if _by_model(live) and float((own != ids)[trained].float().mean()) > MOSTLY:
             place = int(torch.nonzero((own != ids) & trained)[0])
             message = f"sample {piece.sample}: most labels are not the tokens' own ids{_shifted(own, ids)}"
             index = (piece.row, piece.start + place)
@@ -239,8 +244,8 @@ def _padding(real: Tensor) -> Tensor:
 
 
 def _shifted(own: Tensor, ids: Tensor) -> str:
-    trained = own[:-1] >= 0
-    ahead = bool(trained.any()) and float((own[:-1] == ids[1:])[trained].float().mean()) > MOSTLY
+    trained = own[..., :-1] >= 0
+    ahead = bool(trained.any()) and float((own[..., :-1] == ids[..., 1:])[trained].float().mean()) > MOSTLY
     return ": they were shifted before, and the model shifts them again" if ahead else ""
 
 
@@ -248,7 +253,27 @@ def _labels(live: Live) -> Tensor:
     labels = live.view.labels
     if not live.facts["shifts"]:
         raise Inexpressible("the family does not train on the tokens that it reads")
+    if not _by_model(live) and _shifted(labels, live.view.ids) and not _own(labels, live.view.ids):
+        raise Inexpressible("the labels were shifted before, for a loss that is not the model's")
     return labels
+
+
+def _by_model(live: Live) -> bool:
+    """Whether a model of transformers makes the loss, of these labels: its convention is known."""
+    return bool(live.record.get("labelled", True) and live.facts.get("writes", True))
+
+
+def _own(labels: Tensor, ids: Tensor) -> bool:
+    trained = labels >= 0
+    return bool(trained.any()) and float((labels == ids)[trained].float().mean()) > MOSTLY
+
+
+def _cut(live: Live, piece: Piece, placed: list[Piece]) -> bool:
+    """Whether a sample was cut off at the longest length, as it seems: then its answer may be gone with the rest."""
+    ends = {*live.facts.get("stops", ()), *map(int, live.facts["ends"])}
+    last = piece.of(live.view.ids)[-2:].tolist()  # behind the end of a turn a template may break the line
+    longest = max(one.stop - one.start for one in placed)
+    return piece.stop - piece.start == longest and not ends & set(last)
 
 
 def _first(live: Live, wrong: Tensor, message: str) -> Iterator[Evidence]:
@@ -299,11 +324,12 @@ def boundaries(live: Live) -> Iterator[Evidence]:
     inner = [piece for piece in placed if piece.start != first[piece.row]]
     yield from _disagree(keys, placed)
     yield from _seen(live, inner)
-    labels = live.view.get("labels")
-    if labels is None or labels.numel() != live.view.ids.numel():
+    try:
+        labels = _labels(live)
+    except Inexpressible:
         return
     for piece in inner:
-        if int(live.view.labels[piece.row, piece.start]) >= 0:
+        if int(labels[piece.row, piece.start]) >= 0:
             message = f"sample {piece.sample} is predicted from the sample before it"
             index = (piece.row, piece.start)
             yield Evidence(where="labels", measured="trained", limit="ignored", message=message, index=index)
@@ -327,7 +353,7 @@ def _seen(live: Live, inner: list[Piece]) -> Iterator[Evidence]:
     rows = {1, len(live.view.ids)}
     if not told or told["by"] not in ALONE or told["mask"] not in {"none", "4d"}:
         return
-    if sees is not None and len(sees) not in rows:
+    if sees is not None and (len(sees) not in rows or (live.record["split"] and len(sees) != len(live.view.ids))):
         return  # that of one part of a batch that was split
     for piece in inner:
         row = 0 if sees is None or len(sees) == 1 else piece.row

@@ -43,11 +43,12 @@ class GuardCallback(TrainerCallback):  # type: ignore[misc]  # transformers is u
             self.guard.elsewhere = _elsewhere(args)
             self.guard.half = bool(getattr(args, "fp16", False))
             self.guard.split = getattr(args, "n_gpu", 1) > 1
+            self.guard.sharded = _sharded(args)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - as above
         """The first micro-batch of a step comes."""
         if self.guard is not None:
-            self.guard.begin()
+            self.guard.restart()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - as above
         """The gradients are there."""
@@ -67,9 +68,15 @@ class GuardCallback(TrainerCallback):  # type: ignore[misc]  # transformers is u
 
 def _elsewhere(args: Any) -> str:
     """Where gradients and steps are, if not at the parameters."""
-    if getattr(args, "deepspeed", None):
+    if getattr(args, "deepspeed", None) or getattr(args, "deepspeed_plugin", None):
         return "DeepSpeed holds the gradients and makes the steps"
     return ""
+
+
+def _sharded(args: Any) -> bool:
+    """Whether each sample is spread over several processes: context or sequence parallelism."""
+    config = getattr(args, "parallelism_config", None)
+    return any((getattr(config, name, 1) or 1) > 1 for name in ("cp_size", "sp_size"))
 
 
 def attach(guard: Guard, trainer: Any) -> None:
@@ -102,6 +109,8 @@ def _wrapped(guard: Guard, trainer: Any) -> Callable[[], None]:
     trainer.training_step = training_step
 
     def undo() -> None:
+        if trainer.__dict__.get("training_step") is not training_step:
+            return  # somebody has wrapped it again: without a watch it hands on
         if held is None:
             del trainer.training_step
         else:

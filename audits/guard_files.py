@@ -17,6 +17,7 @@ from assay.audits.guard_terms import Live
 from assay.audits.usage import BadUsage
 
 FORMAT = "assay-guard-1"
+NEEDED = {"facts", "findings", "frozen", "left_out", "micros", "parts", "rank", "step", "tensors", "texts", "versions"}
 MOST_BYTES = 1 << 29
 """A tensor that is larger is left out of the file, which says so."""
 
@@ -39,8 +40,13 @@ class Shelf:
         tensors = {name: value for name, value in {**media, **live.tensors}.items() if name not in left}
         record = {**live.record, "format": FORMAT, "step": step, "left_out": left, "versions": _versions()}
         record["tensors"] = path.with_suffix(".safetensors").name
+        told = json.dumps(record, indent=1).encode()
         _put(path.with_suffix(".safetensors"), _packed(tensors))
-        _put(path, json.dumps(record, indent=1).encode())
+        try:
+            _put(path, told)
+        except OSError:
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+            raise
         return path
 
     def _free(self, name: str) -> Path:
@@ -88,6 +94,9 @@ def load(path: Path) -> Live:
         record: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             message = f"{path}: no batch that a guard wrote: expected the format {FORMAT}"
+            raise BadUsage(message)
+        if lacking := NEEDED - set(record):
+            message = f"{path}: cannot be read: it lacks {', '.join(sorted(lacking))}"
             raise BadUsage(message)
         tensors = load_file(path.with_suffix(".json").with_name(record["tensors"]), device=str(torch.device("cpu")))
     except (OSError, ValueError, KeyError, SafetensorError) as error:

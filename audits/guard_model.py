@@ -39,9 +39,28 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _configured(model: nn.Module) -> nn.Module:
-    """The outermost module with a configuration: somebody's own module may be around it."""
-    named = (part for part in model.modules() if hasattr(getattr(part, "config", None), "model_type"))
-    return next(named, model)
+    """The outermost module with a configuration, of several one that writes: somebody's own may be around them."""
+    named = [part for part in model.modules() if hasattr(getattr(part, "config", None), "model_type")]
+    return next((part for part in named if writes(part)), named[0] if named else model)
+
+
+def writes(model: nn.Module) -> bool:
+    """Whether a model of transformers predicts the next token, and so shifts labels itself."""
+    asked: Any = getattr(model, "can_generate", None)
+    return callable(asked) and bool(asked())
+
+
+def scattered(model: nn.Module) -> bool:
+    """Whether a batch is split over several devices of this process."""
+    return isinstance(model, nn.DataParallel) and len(model.device_ids) > 1
+
+
+def named_parameters(model: nn.Module, inner: nn.Module) -> dict[str, nn.Parameter]:
+    """Those of the model inside by their names, and behind them those of what is around it: heads, prompts."""
+    own = dict(inner.named_parameters())
+    known = {id(parameter) for parameter in own.values()}
+    around = ((name, one) for name, one in model.named_parameters() if id(one) not in known)
+    return own | {f"around.{name}": one for name, one in around}
 
 
 def compiled(model: nn.Module) -> bool:
@@ -101,10 +120,21 @@ def told_of(inner: nn.Module, processor: Any) -> dict[str, Any]:
     name = str(getattr(config, "model_type", ""))
     found["rule"] = found["rule"] or (whole if (whole := name.removesuffix("_thinker")) in RULES else "")
     return found | {
-        "shifts": shifts(inner) and not getattr(config, "is_encoder_decoder", False),
+        "shifts": shifts(inner)
+        and not getattr(config, "is_encoder_decoder", False)
+        and (writes(inner) or not hasattr(inner, "can_generate")),
+        "writes": writes(inner),
+        "stops": sorted(_stops(config)),
         "family": name,
         "class": type(inner).__name__,
     }
+
+
+def _stops(config: Any) -> set[int]:
+    """Tokens that end a text, by the configuration."""
+    named = (getattr(part, "eos_token_id", None) for part in (config, getattr(config, "text_config", None)))
+    held = (one if isinstance(one, (list, tuple)) else [one] for one in named)
+    return {one for several in held for one in several if isinstance(one, int)}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from assay.audits.guard_model import Sample, largest, local, rates, sample
+from assay.audits.guard_model import Sample, largest, local, named_parameters, rates, sample
 from assay.audits.guard_step_laws import WHOLE
 
 STEPS = 4
@@ -19,9 +19,9 @@ STEPS = 4
 class Ledger:
     """Samples of the trained parameters of a model and of their gradients. Everything stays where it lies."""
 
-    def __init__(self, inner: nn.Module, parts: Iterable[str]) -> None:
-        """Before the step. ``parts`` are the names of the model's parts."""
-        self._named = dict(inner.named_parameters())
+    def __init__(self, model: nn.Module, inner: nn.Module, parts: Iterable[str]) -> None:
+        """Before the step. ``parts`` are the names of the parts of ``inner``, which ``model`` may be around."""
+        self._named = named_parameters(model, inner)
         self._parts = (WHOLE, *parts)
         self._before = sample(self._elements())
         self._after = self._before
@@ -29,10 +29,16 @@ class Ledger:
         self._tops: Tensor | None = None
         self._topped: list[int] = []
         self._none: list[bool] = [True] * len(self._named)
+        self._frozen = [not parameter.requires_grad for parameter in self._named.values()]
+        self._waiting: frozenset[int] = frozenset()
         self._rates: dict[int, Any] = {}
 
     def _elements(self) -> Iterator[Tensor | None]:
-        return (parameter if parameter.requires_grad else None for parameter in self._named.values())
+        """Those that are trained, and frozen ones with an old gradient, which an optimizer may still update."""
+        return (
+            parameter if parameter.requires_grad or parameter.grad is not None else None
+            for parameter in self._named.values()
+        )
 
     def frozen(self, words: Sequence[str]) -> list[str]:
         """The names of parameters with one of these words in them that are not to be trained."""
@@ -43,11 +49,17 @@ class Ledger:
         """Between the backward passes and the step."""
         grads = [parameter.grad for parameter in self._named.values()]
         self._none = [grad is None for grad in grads]
+        still = zip(self._frozen, self._named.values(), strict=True)
+        self._frozen = [was and not parameter.requires_grad for was, parameter in still]
         self._grads = sample(grads)
         dense = {number: own for number, grad in enumerate(grads) if (own := _dense(grad)) is not None}
         self._topped = list(dense)
         self._tops = largest(list(dense.values())) if dense else None
         self._rates = {id(parameter): rate for parameter, rate in rates(optimizers)}
+
+    def waiting(self, optimizers: Sequence[Any]) -> None:
+        """These optimizers have made no step in this one: it is not their turn."""
+        self._waiting = frozenset(id(parameter) for parameter, _ in rates(optimizers))
 
     def tensors(self) -> dict[str, Tensor]:
         """After the step: what the rows are made of, where it lies."""
@@ -77,13 +89,17 @@ class Ledger:
         for number, parameter in enumerate(self._named.values()):
             old, new, grad = (held[name][number] for name in ("before", "after", "grads"))
             # Of a parameter that no optimiser holds, copies may be held: then the largest rate of all.
-            rate = known.get(id(parameter), highest)
+            waits, outside = id(parameter) in self._waiting, id(parameter) not in self._rates
+            rate, outside = (0.0, True) if waits else (known.get(id(parameter), highest), outside)
             yield {
                 "trained": parameter.requires_grad,
                 "none": self._none[number],
+                "consumed": bool(getattr(parameter, "_post_accumulate_grad_hooks", None)),
                 "top": tops.get(number),
-                "outside": id(parameter) not in self._rates,
+                "outside": outside,
+                "stale": self._frozen[number] and bool(old) and old != new and not (self._none[number] or outside),
                 "moved": old != new,
+                "rate": rate or 0.0,
                 "expected": _expected(rate, torch.finfo(parameter.dtype).eps, old, grad) if old else False,
             }
 
@@ -118,6 +134,8 @@ def _row(name: str, facts: Sequence[Mapping[str, Any]], called: Mapping[str, boo
         "trained": len(trained),
         "frozen": len(facts) - len(trained),
         "without": sum(fact["none"] for fact in trained),
+        "consumed": any(fact["none"] and fact["consumed"] for fact in trained),
+        "learns": any(fact["rate"] > 0 for fact in trained),
         "called": name in called,
         "recorded": called.get(name, False),
         "finite": finite,
@@ -125,5 +143,5 @@ def _row(name: str, facts: Sequence[Mapping[str, Any]], called: Mapping[str, boo
         "moved": any(fact["moved"] for fact in trained),
         "expected": any(fact["expected"] for fact in trained),
         "outside": sum(fact["outside"] for fact in trained),
-        "stale": sum(not fact["trained"] and not fact["none"] and not fact["outside"] for fact in facts),
+        "stale": sum(fact["stale"] for fact in facts),
     }

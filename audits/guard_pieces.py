@@ -30,8 +30,11 @@ def _said(live: Live) -> dict[str, set[Place]]:
             found[name] = _of_lengths(view, lengths)
     for name in ("seq_idx", "attention_mask"):
         value = view.get(name)
-        if value is not None and value.numel() == view.ids.numel():
-            found[name] = _changes(value.reshape(view.ids.shape))
+        if value is None or value.numel() != view.ids.numel():
+            continue
+        if name == "attention_mask" and (value.dtype == torch.bool or not bool((value > 1).any())):
+            continue  # of ones and zeros: a hole in it is padding between a prompt and its answer
+        found[name] = _changes(value.reshape(view.ids.shape))
     ids = view.get("position_ids")
     if ids is not None and not ids.is_floating_point() and ids.numel() % view.ids.numel() == 0:
         found["position_ids"] = _restarts(ids.reshape(-1, *view.ids.shape), view.real)

@@ -58,7 +58,8 @@ def items(live: Live) -> Iterator[Evidence]:
     told, counts = live.tensors.get("step.items"), live.tensors["step.counts"]
     if told is None or not len(told):
         raise Inexpressible("the forward is given no num_items_in_batch")
-    if bool((counts < 0).any()) or len(set(told.flatten().tolist())) > 1 or live.record["split"]:
+    several = live.record["split"] or live.record.get("emptied") or len(set(told.flatten().tolist())) > 1
+    if bool((counts < 0).any()) or several:
         raise Inexpressible("the labels of the step are not all seen here, or its batches are of several steps")
     got, wanted = float(told.flatten()[0]), counts.sum(0).tolist()
     fits = got >= min(wanted) if live.record["world"] > 1 else got in {float(count) for count in wanted}
@@ -89,12 +90,16 @@ def reached(live: Live) -> Iterator[Evidence]:
             where="parameters", measured=0, limit="some", message="no parameter of the model is to be trained"
         )
         return
+    if whole["without"] == whole["trained"] and not whole["moved"] and (whole["consumed"] or not whole["learns"]):
+        raise Inexpressible("no gradient is left at the parameters, and no step has to show")
     if _bare(whole) and _meant(live):
         yield Evidence(where="gradients", measured="none", limit="some", message="the loss reaches no parameter")
         return
     for name, part in rows.items():
-        bare = part["trained"] and part["without"] == part["trained"] and not part["moved"]
-        if name and bare and part["called"] and (not part["recorded"] or _sees(live, name)):
+        bare = part["trained"] and part["without"] == part["trained"] and not part["moved"] and not part["consumed"]
+        # What no optimizer holds, while it holds the rest, was left out of the training by whoever made it.
+        held = part["outside"] < part["trained"] or whole["outside"] == whole["trained"]
+        if name and bare and held and part["called"] and (not part["recorded"] or _sees(live, name)):
             message = f"{name} is called, its parameters are to be trained, and none of them has a gradient"
             yield Evidence(where="gradients", measured="none", limit="some", message=message)
             return
@@ -102,7 +107,8 @@ def reached(live: Live) -> Iterator[Evidence]:
 
 def _sees(live: Live, name: str) -> bool:
     """Whether a part is for media that the batch has: what else runs may make something that nobody asks for."""
-    kinds = {kind for kind, words in MEDIA.items() if any(word in name.lower() for word in words)}
+    own = name.lower().rpartition(".")[2]  # a tower, and nothing in it: its pooler may run for nobody
+    kinds = {kind for kind, words in MEDIA.items() if any(word in own for word in words)}
     try:
         return any(bool((live.view.types == MODALITIES.index(kind)).any()) for kind in kinds)
     except Inexpressible:

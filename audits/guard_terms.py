@@ -72,7 +72,9 @@ class Live:
 
     @cached_property
     def view(self) -> View:
-        """The batch as laws of pipelines read it. Inexpressible where the forward was given no tokens."""
+        """The batch as laws of pipelines read it. Inexpressible without tokens, or with parts of samples alone."""
+        if self.record.get("sharded"):
+            raise Inexpressible("samples are spread over several processes, and each sees its part alone")
         if "batch.input_ids" not in self.tensors:
             raise Inexpressible(self.record.get("unseen") or "the forward is given no input_ids")
         batch = {name: value for name, value in self.tensors.items() if name.startswith("batch.")}

@@ -26,15 +26,21 @@ class Watch:
     """The hooks of one checked step. ``pick`` is which of its micro-batches is looked at, the first where it has less.
 
     ``called`` has the parts that ran, and whether autograd recorded what they gave. ``late`` is called where a forward
-    begins after the step was taken: another has begun. ``failed`` says how a hook broke down, which ends no training.
+    begins after the step was taken: another has begun, but where the optimizer itself runs it (``stepping``).
+    ``emptied``: gradients were gone when a later forward began, so a step may have been left out. ``failed`` says how a
+    hook broke down, which ends no training.
     """
 
     def __init__(self, places: Places, pick: int, late: Callable[[], None]) -> None:
         """Put the hooks in."""
         self._places, self._pick, self._late = places, pick, late
-        self._inside = False
+        self._opener: nn.Module | None = None
+        self._inner_loss: Tensor | None = None
         self.micros = 0
         self.taken = False
+        self.stepping = False
+        self.emptied = False
+        self.scaled = False
         self.failed = ""
         self.called: dict[str, bool] = {}
         self.notes: dict[str, Any] = {}
@@ -45,7 +51,11 @@ class Watch:
         self._counts: list[Tensor] = []
         self._items: list[Tensor | None] = []
         self._handles: list[Any] = []
-        self._hook()
+        try:
+            self._hook()
+        except BaseException:
+            self.close()
+            raise
 
     def _hook(self) -> None:
         places, add, safe = self._places, self._handles.append, self._safe
@@ -75,12 +85,23 @@ class Watch:
         return spared
 
     def _beginning(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or self._inside or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        if self.taken:
-            self._late()
-        else:
+        if self._inside:
+            self._safe(self._within)(module, args, kwargs)
+        elif not self.taken:
             self._safe(self._before)(module, args, kwargs)
+        elif not self.stepping:
+            self._late()
+
+    @property
+    def _inside(self) -> bool:
+        return self._opener is not None
+
+    def _within(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The model inside of a wrapper is called: what it is not given, it makes no loss of."""
+        if self.looked() and module is not self._opener:
+            self.notes["labelled"] = _bound(module, args, kwargs).get("labels") is not None
 
     def close(self) -> None:
         """Take the hooks out, and let go of what was kept."""
@@ -88,6 +109,7 @@ class Watch:
             handle.remove()
         self._handles.clear()
         self._given, self._media, self._kept = {}, {}, {}
+        self._opener = self._inner_loss = None
 
     def hand(self, batch: Mapping[str, Any] | None = None, items: Any = None) -> None:
         """What the next forward is about, beside its own arguments: a trainer may keep labels to itself."""
@@ -116,10 +138,15 @@ class Watch:
         self._given = {}
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._inside = True
+        self._opener, self._inner_loss = module, None
+        gone = self.micros and all(one.grad is None for one in module.parameters() if one.requires_grad)
+        self.emptied = self.emptied or bool(gone)
         with torch.no_grad():
             own = {name: value for name, value in self._given.items() if value is not None}
-            self._opened(own | _bound(module, args, kwargs))
+            bound = _bound(module, args, kwargs)
+            self._opened(own | bound)
+            if self.looked():
+                self.notes["labelled"] = bound.get("labels") is not None
 
     def _opened(self, batch: dict[str, Any], *, again: bool = False) -> None:
         batch = {name: value for name, value in batch.items() if value is not None}
@@ -140,11 +167,15 @@ class Watch:
         shapes = {name: list(value.shape) for name, value in batch.items() if isinstance(value, Tensor)}
         self.notes |= {"shapes": shapes, "micro": self.micros - 1, "half": _in_half()}
 
-    def _after(self, _module: nn.Module, _args: Any, output: Any) -> None:
+    def _after(self, module: nn.Module, _args: Any, output: Any) -> None:
         if not self._inside or not torch.is_grad_enabled():
             return
-        self._inside = False
-        self._lost(_loss(output))
+        loss = _loss(output)
+        if module is not self._opener:
+            self._inner_loss = None if loss is None else loss.detach()
+            return
+        self._lost(self._inner_loss if loss is None else loss)
+        self._opener = self._inner_loss = None
 
     def _lost(self, loss: Tensor | None) -> None:
         if loss is not None:
@@ -161,7 +192,9 @@ class Watch:
         if not self._looking() or "attention" in self.notes:
             return
         mask = kwargs.get("attention_mask")
-        told = {"by": str(getattr(getattr(module, "config", None), "_attn_implementation", "")), "mask": "none"}
+        # One that is given no mask by this name may have it by another, or by its place.
+        none = "none" if "attention_mask" in kwargs else "by another name"
+        told = {"by": str(getattr(getattr(module, "config", None), "_attn_implementation", "")), "mask": none}
         if isinstance(mask, Tensor):
             told["mask"] = f"{mask.ndim}d"
             if mask.ndim == 4 and mask.shape[-1] == mask.shape[-2]:

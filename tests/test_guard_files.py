@@ -94,6 +94,19 @@ def test_a_file_of_somebody_else_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "no batch that a guard wrote" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("lacking", ["facts", "findings", "parts", "tensors", "versions"])
+def test_a_file_that_lacks_something_is_refused(
+    written: Path, tmp_path: Path, lacking: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads(written.read_text())
+    record["tensors"] = str(written.with_suffix(".safetensors"))
+    del record[lacking]
+    (tmp_path / "b.json").write_text(json.dumps(record))
+    for arguments in (["repro", str(tmp_path / "b.json")], ["show", "--batch", str(tmp_path / "b.json")]):
+        assert cli.run(arguments) == cli.USAGE
+        assert f"it lacks {lacking}" in capsys.readouterr().err
+
+
 def _steps(folder: Path, number: int, **options: Any) -> None:
     """A loss that is not finite, again and again."""
     model = model_of("llama")

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from assay.audits import peer
+from assay.audits.environment import JUDGING
 from assay.audits.render import schema
 from assay.audits.terms import Report, Verdict
 
@@ -104,15 +106,18 @@ def _verdicts(audited: dict[str, Report]) -> Iterator[str]:
     yield from ("## Verdicts", "")
     yield "FAIL: a law is broken, which may be a documented choice of the package. UNKNOWN: it could not be run here."
     for name, report in audited.items():
-        yield from ("", f"### {name}", "", _versions(report), "", "| operation | callable | verdict | laws broken |")
-        yield "|---|---|---|---|"
+        yield from ("", f"### {name}", "", _versions(name, report), "")
+        yield from ("| operation | callable | verdict | laws broken |", "|---|---|---|---|")
         yield from _rows(report)
     yield ""
 
 
-def _versions(report: Report) -> str:
-    left_out = ("device", "system", "judge", "vlm-assay", "hypothesis")
-    return ", ".join(f"{name} {version}" for name, version in report.environment.items() if name not in left_out)
+def _versions(package: str, report: Report) -> str:
+    """The package first. A report that does not tell its version was made with the one that is pinned."""
+    pinned = peer.peer(package).requirements[0].partition("==")[2]
+    told = {package: pinned, **report.environment}
+    left_out = ("device", "system", *JUDGING)
+    return ", ".join(f"{name} {version}" for name, version in told.items() if name not in left_out)
 
 
 def _rows(report: Report) -> Iterator[str]:

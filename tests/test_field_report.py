@@ -19,6 +19,13 @@ def test_the_page_is_up_to_date() -> None:
     assert (ROOT / field_report.PAGE).read_text() == page, "run nox -s docs"
 
 
+def test_each_report_tells_the_version_of_its_package() -> None:
+    page = (ROOT / field_report.PAGE).read_text()
+    for name in field_report.reports(FOLDER):
+        version = peer.peer(name).requirements[0].partition("==")[2]
+        assert f"### {name}\n\n{name} {version}, " in page
+
+
 def test_every_entry_has_its_script_and_every_script_its_entry() -> None:
     entries = [item.script for item in field_report.proven(FOLDER)]
     assert sorted(entries) == sorted(path.name for path in FOLDER.glob("*.py"))
@@ -32,6 +39,11 @@ def test_an_entry_names_what_there_is(item: field_report.Proven) -> None:
     if item.candidate and item.package != "transformers":
         named = {found.name for found in peer.candidates(peer.peer(item.package), item.operation)}
         assert item.candidate in named
+
+
+def test_the_same_mistake_is_counted_once_and_by_an_entry_there_is() -> None:
+    counted = {f"{item.package} {item.id}" for item in field_report.proven(FOLDER) if not item.same}
+    assert {item.same for item in field_report.proven(FOLDER) if item.same} <= counted
 
 
 def test_scripts_import_nothing_of_ours() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from assay.audits import cli, peer, registry, resolve
 from assay.audits.choose import Request, UsageError, plan
+from assay.audits.peers import llamafactory
 from assay.audits.terms import Candidate
 
 LOCKS = Path(peer.__file__).parent / "peers" / "locks"
@@ -70,6 +71,14 @@ def test_what_a_peer_has_not_is_named() -> None:
         plan(Request(targets=("packed_positions.plan",), peer="trl", candidate="nothing"))
     with pytest.raises(UsageError, match="it goes without --family"):
         plan(Request(peer="trl", families=("qwen2_vl",)))
+    with pytest.raises(UsageError, match="it goes without --peer"):
+        plan(Request(peer="trl", pipeline="mine:make"))
+
+
+def test_llamafactory_is_given_roles_by_its_own_names() -> None:
+    talk = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "tool", "assistant")]
+    columns = llamafactory._Batches.__new__(llamafactory._Batches)._columns([{"messages": talk}])
+    assert [turn["role"] for turn in columns["_prompt"][0]] == ["user", "assistant", "observation"]
 
 
 def test_what_cannot_run_here_says_why() -> None:

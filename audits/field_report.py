@@ -132,8 +132,8 @@ def _rows(report: Report) -> Iterator[str]:
         worst[key] = max(worst.get(key, Verdict.PASS), finding.verdict)
         if finding.verdict == Verdict.FAIL:
             broken.setdefault(key, {})[finding.rule.rpartition(".")[2]] = None
-        elif finding.rule.endswith(".unloadable"):
-            why[key] = finding.message.partition(" File ")[0].removeprefix("RuntimeError: ")
+        elif finding.verdict == Verdict.UNKNOWN:
+            why.setdefault(key, finding.message.partition(" File ")[0].removeprefix("RuntimeError: "))
     for operation, candidate in sorted(worst):
         key = (operation, candidate)
         told = ", ".join(f"`{law}`" for law in broken.get(key, {})) or _line(why.get(key, ""))

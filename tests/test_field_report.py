@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from assay.audits import field_report, peer, registry
 from assay.audits.laws.shared import MACHINE_RULES
+from assay.audits.render.example import REPORT
+from assay.audits.terms import Verdict
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / field_report.FOLDER
@@ -44,6 +47,13 @@ def test_an_entry_names_what_there_is(item: field_report.Proven) -> None:
 def test_the_same_mistake_is_counted_once_and_by_an_entry_there_is() -> None:
     counted = {f"{item.package} {item.id}" for item in field_report.proven(FOLDER) if not item.same}
     assert {item.same for item in field_report.proven(FOLDER) if item.same} <= counted
+
+
+def test_what_is_unknown_says_why() -> None:
+    finding = next(item for item in REPORT.findings if item.verdict == Verdict.UNKNOWN)
+    report = replace(REPORT, findings=(finding,), checks=())
+    (row,) = field_report._rows(report)
+    assert row.endswith(f"| UNKNOWN | {finding.message} |")
 
 
 def test_scripts_import_nothing_of_ours() -> None:

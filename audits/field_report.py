@@ -7,6 +7,7 @@ with nothing but the package and torch. ``python -m assay.audits.field_report`` 
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from assay.audits import peer
 from assay.audits.environment import JUDGING
-from assay.audits.render import schema
-from assay.audits.terms import Report, Verdict
+from assay.audits.render import schema, tables
+from assay.audits.terms import Finding, Report, Verdict
 
 FOLDER = Path("docs/field-report")
 PAGE = FOLDER.with_suffix(".md")
@@ -66,12 +67,13 @@ def proven(folder: Path = FOLDER) -> tuple[Proven, ...]:
 def reports(folder: Path = FOLDER) -> dict[str, Report]:
     """The stored report of each package, by name."""
     paths = sorted((folder / "reports").glob("*.json"))
-    return {path.stem: schema.load(path.read_text(encoding="utf-8"), path.name) for path in paths}
+    return {path.stem: tables.legible(schema.load(path.read_text(encoding="utf-8"), path.name)) for path in paths}
 
 
 def page(found: Sequence[Proven], audited: dict[str, Report]) -> str:
     """The report as Markdown."""
-    return "\n".join([*_introduction(found, audited), *_summary(found), *_verdicts(audited), *_details(found)]) + "\n"
+    lines = [*_introduction(found, audited), *_summary(found), *_verdicts(found, audited), *_details(found), ""]
+    return "\n".join(lines)
 
 
 INTRODUCTION = """# Field report
@@ -102,13 +104,14 @@ def _summary(found: Sequence[Proven]) -> Iterator[str]:
     yield ""
 
 
-def _verdicts(audited: dict[str, Report]) -> Iterator[str]:
+def _verdicts(found: Sequence[Proven], audited: dict[str, Report]) -> Iterator[str]:
     yield from ("## Verdicts", "")
     yield "FAIL: a law is broken, which may be a documented choice of the package. UNKNOWN: it could not be run here."
     for name, report in audited.items():
         yield from ("", f"### {name}", "", _versions(name, report), "")
         yield from ("| operation | callable | verdict | laws broken |", "|---|---|---|---|")
         yield from _rows(report)
+        yield from _broken(name, report, [item for item in found if item.package == name])
     yield ""
 
 
@@ -138,6 +141,34 @@ def _rows(report: Report) -> Iterator[str]:
         key = (operation, candidate)
         told = ", ".join(f"`{law}`" for law in broken.get(key, {})) or _line(why.get(key, ""))
         yield f"| `{operation}` | {candidate} | {worst[key].name} | {told} |"
+
+
+def _broken(package: str, report: Report, found: Sequence[Proven]) -> Iterator[str]:
+    """Each broken law of each callable: the first finding, and the entry that tells it where it is counted as a bug."""
+    first: dict[tuple[str, str], Finding] = {}
+    for finding in report.findings:
+        if finding.verdict == Verdict.FAIL:
+            first.setdefault((finding.candidate, finding.rule), finding)
+    if not first:
+        return
+    yield from ("", "<details><summary>what was broken, numbers, commands</summary>", "")
+    for (candidate, rule), finding in sorted(first.items()):
+        entry = next((item for item in found if item.candidate == candidate and rule in item.rules), None)
+        told = f"[a bug](#{package}-{entry.id})" if entry else "not counted as a bug"
+        numbers = "measured {}, limit {}".format(*map(_line, tables.amounts(finding)))
+        what = _line(finding.message.partition(" File ")[0])
+        yield f"* `{rule}`, {candidate}: {what}; {numbers}; {told}; `{_again(package, finding)}`"
+    yield from ("", "</details>")
+
+
+def _again(package: str, finding: Finding) -> str:
+    """The command of a finding, in the environment that ``nox`` makes."""
+    words = shlex.split(finding.repro)[2:]
+    for option in ("--peer", "--python", "--time-limit"):
+        if option in words:
+            place = words.index(option)
+            words[place : place + 2] = []
+    return f'nox -s "peer({package})" -- {shlex.join(words)}'
 
 
 def _details(found: Sequence[Proven]) -> Iterator[str]:

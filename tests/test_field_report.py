@@ -56,6 +56,23 @@ def test_what_is_unknown_says_why() -> None:
     assert row.endswith(f"| UNKNOWN | {finding.message} |")
 
 
+def test_each_fail_has_numbers_and_a_command_and_says_whether_it_is_a_bug() -> None:
+    audited, found = field_report.reports(FOLDER), field_report.proven(FOLDER)
+    page = (ROOT / field_report.PAGE).read_text()
+    for name, report in audited.items():
+        lines = list(field_report._broken(name, report, [item for item in found if item.package == name]))
+        for finding in report.findings:
+            if finding.verdict == Verdict.FAIL:
+                (line,) = (one for one in lines if one.startswith(f"* `{finding.rule}`, {finding.candidate}: "))
+                assert f'`nox -s "peer({name})" -- {finding.operation} --candidate {finding.candidate} ' in line
+                assert "--python" not in line
+                assert "not counted as a bug" in line or "[a bug](#" in line
+                assert line in page
+    assert "[a bug](#llamafactory-dummy-image-mask)" in page
+    assert "/tmp/" not in page
+    assert "/home/" not in page
+
+
 def test_scripts_import_nothing_of_ours() -> None:
     for path in FOLDER.glob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))

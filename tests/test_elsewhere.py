@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -124,11 +125,30 @@ def test_the_command_of_a_finding_says_where_unless_it_is_ours() -> None:
     assert "--python" not in findings.repro(operation, replace(theirs, trusted=True), broke, Options(python="there"))
 
 
-def test_what_transformers_does_is_compared_though_it_is_trusted(other: Path) -> None:
-    request, case = Request(targets=("packed_positions.plan",), candidate="reference"), Options(cases=("mixed",))
-    assert not against.observed(request, case)
-    ours = [found for found in registry.candidates("label_mask.labels") if found.trusted]
-    assert any(not session.elsewhere_too(found).trusted for found in ours if found.origin == "transformers")
+class _Nobody:
+    """Workers that are never started."""
+
+    describe = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def each(self, places: Sequence[int], do: Any, _preload: tuple[str, ...]) -> None:
+        for place in places:
+            do(place, None)
+
+
+@pytest.mark.parametrize("python", ["", "there"])
+def test_what_transformers_does_is_compared_in_both_though_it_is_trusted(
+    python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "workers", lambda *_: _Nobody())
+    monkeypatch.setattr(against, "_returned", lambda op, found, *_: [(Key(op.name, found.name, ""), "asked")])
+    request = Request(targets=("label_mask.labels",), candidate="assistant_masks")
+    assert list(against.observed(request, Options(python=python))) == [Key("label_mask.labels", "assistant_masks", "")]
 
 
 A, B = Key("op", "mine", "case", "out"), Key("op", "mine", "other")

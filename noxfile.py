@@ -257,9 +257,11 @@ def _peer(session: nox.Session, name: str) -> str:
 
 
 def _environment(session: nox.Session, home: Path, *wanted: str) -> None:
-    if not (home / "made").exists():
+    locks = (Path(word).read_text() for word in wanted if word.endswith(".txt"))
+    told, made = "\n".join((TORCH, *wanted, *locks)), home / "made"
+    if not made.exists() or made.read_text() != told:
         pip = (str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile")
         session.run("python", "-m", "venv", "--clear", str(home))
         session.run(*pip, TORCH, external=True)
         session.run(*pip, *wanted, external=True)
-        (home / "made").touch()
+        made.write_text(told)

@@ -6,6 +6,7 @@ bit, whether a law cares or not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,6 @@ from assay.audits import cases, session
 from assay.audits.choose import Request
 from assay.audits.gate import GateResult, gate
 from assay.audits.options import Options
-from assay.audits.pool import Pool
 from assay.audits.server import Server
 from assay.audits.subject import subject
 from assay.audits.terms import Candidate, Inexpressible, Operation, Outcome, Report
@@ -32,6 +32,8 @@ class Key:
     output: str = ""
 
 
+PACKAGES = re.compile(r"/[^\s'\"()]*/site-packages/")
+"""Where an environment is: no difference between two of them, and nothing to store."""
 Values = Mapping[Key, Tensor | str]
 """What each call returned, or in words how it ended."""
 
@@ -60,7 +62,8 @@ class Comparison:
 def compare(base: Report, head: Report, before: Values | None = None, after: Values | None = None) -> Comparison:
     """Two reports, and what was returned in both if that is known."""
     changes = tuple(differences(before or {}, after or {}))
-    keys = set(before or {}) & set(after or {})
+    shared = set(before or {}) & set(after or {})
+    keys = {key for key in shared if not _inexpressible((before or {})[key])}  # what neither was asked is not the same
     return Comparison(verdicts=gate(base, head), changes=changes, same=len(keys - {change.key for change in changes}))
 
 
@@ -85,12 +88,12 @@ def _change(key: Key, before: Tensor | str, after: Tensor | str) -> Change | Non
         return None if told[0] == told[1] else Change(key=key, before=told[0], after=told[1], where="")
     if before.shape != after.shape or before.dtype != after.dtype:
         return Change(key=key, before=_shape(before), after=_shape(after), where="")
-    differs = (before != after) & ~(before.isnan() & after.isnan() if before.is_floating_point() else False)
+    differs = (before != after) & ~(before.isnan() & after.isnan())  # a NaN is itself
     if not differs.any():
         return None
     first = tuple(int(i) for i in differs.nonzero()[0])
     values = (_number(before[first]), _number(after[first]))
-    gap = float((before.double() - after.double()).abs().nan_to_num(torch.inf).max())
+    gap = float((before.double() - after.double()).abs()[differs].nan_to_num(torch.inf).max())
     where = f"[{', '.join(map(str, first))}]"
     return Change(key=key, before=values[0], after=values[1], where=where, largest=gap)
 
@@ -109,16 +112,17 @@ def observed(request: Request, options: Options) -> Values:
     Where ``options.python`` says. Our own are the same in every environment. BadUsage as for an audit.
     """
     found: dict[Key, Tensor | str] = {}
-    with Pool(None, options.python) as pool:
+    with session.workers(request, options) as pool:
         work = session.planned(request, options, pool.describe)
-        foreign = [(operation, candidate) for operation, candidate, _ in work if not candidate.trusted]
+        all_of_it = ((operation, session.elsewhere_too(candidate)) for operation, candidate, _ in work)
+        foreign = [(operation, candidate) for operation, candidate in all_of_it if not candidate.trusted]
         parts: dict[int, dict[Key, Tensor | str]] = {}
 
         def one(place: int, server: Server) -> None:
             operation, candidate = foreign[place]
             parts[place] = dict(_returned(operation, candidate, options, server))
 
-        pool.each(range(len(foreign)), one, session.MODELS)
+        pool.each(range(len(foreign)), one, (*session.MODELS, *session.preloaded(request)))
         for place in range(len(foreign)):
             found |= parts[place]
     return found
@@ -142,6 +146,6 @@ def _returned(
 
 def _told(key: Key, outcome: Outcome) -> Iterator[tuple[Key, Tensor | str]]:
     if outcome.raised is not None:
-        yield key, f"{outcome.raised.kind}: {outcome.raised.message}"[:200]
+        yield key, PACKAGES.sub("", f"{outcome.raised.kind}: {outcome.raised.message}")[:200]
     for name, value in outcome.values.items():
         yield replace(key, output=name), value

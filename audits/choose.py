@@ -68,7 +68,10 @@ def plan(request: Request, describe: Describe | None = None) -> tuple[tuple[Oper
 
 def _pipelines(request: Request) -> tuple[tuple[Operation, Candidate], ...]:
     """The user's pipeline, for the operations that judge pipelines."""
-    others = {"--candidate": request.candidate, "--patch": request.patch, "--family": request.families}
+    others = {
+        "--candidate": request.candidate, "--form": request.form, "--patch": request.patch,
+        "--family": request.families, "--peer": request.peer,
+    }  # fmt: skip
     if also := [name for name, value in others.items() if value]:
         message = f"--pipeline brings its own model: it goes without {', '.join(also)}"
         raise UsageError(message)

@@ -132,6 +132,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     excuses = session.excuses(waivers)
     session.check_python(python, "--python")
     session.check_python(against, "--against")
+    base = _load(against) if against is not None and against.suffix == ".json" else None
     if candidate or patch or pipeline:
         _import_from_here()
     request = Request(
@@ -149,7 +150,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter for each option
     session.write(report, paths)
     _tell(report, quiet=quiet, annotations=annotations)
     if against is not None:
-        _compare(report, against, request, options, excuses)
+        _compare(report, base or str(against), request, options, excuses)
     raise typer.Exit(EXIT[report.verdict])
 
 
@@ -275,15 +276,17 @@ def _load(path: Path) -> Report:
         raise BadUsage(message) from error
 
 
-def _compare(report: Report, other: Path, request: Request, options: Options, excuses: tuple[Waiver, ...]) -> None:
+def _compare(
+    report: Report, other: Report | str, request: Request, options: Options, excuses: tuple[Waiver, ...]
+) -> None:
     """Say what is otherwise here than there: in the environment of a Python, or in a report."""
     from assay.audits import against, session
     from assay.audits.render import against as render
 
-    if other.suffix == ".json":
-        typer.echo(render.render(against.compare(_load(other), report)), nl=False)
+    if not isinstance(other, str):
+        typer.echo(render.render(against.compare(other, report)), nl=False)
         return
-    there = replace(options, python=str(other))
+    there = replace(options, python=other)
     base = session.excused(session.conduct(request, there), excuses)
     values = against.observed(request, there), against.observed(request, options)
     typer.echo(render.render(against.compare(base, report, *values)), nl=False)

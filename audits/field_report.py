@@ -7,13 +7,16 @@ with nothing but the package and torch. ``python -m assay.audits.field_report`` 
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from assay.audits.render import schema
-from assay.audits.terms import Report, Verdict
+from assay.audits import peer
+from assay.audits.environment import JUDGING
+from assay.audits.render import schema, tables
+from assay.audits.terms import Finding, Report, Verdict
 
 FOLDER = Path("docs/field-report")
 PAGE = FOLDER.with_suffix(".md")
@@ -64,12 +67,13 @@ def proven(folder: Path = FOLDER) -> tuple[Proven, ...]:
 def reports(folder: Path = FOLDER) -> dict[str, Report]:
     """The stored report of each package, by name."""
     paths = sorted((folder / "reports").glob("*.json"))
-    return {path.stem: schema.load(path.read_text(encoding="utf-8"), path.name) for path in paths}
+    return {path.stem: tables.legible(schema.load(path.read_text(encoding="utf-8"), path.name)) for path in paths}
 
 
 def page(found: Sequence[Proven], audited: dict[str, Report]) -> str:
     """The report as Markdown."""
-    return "\n".join([*_introduction(found, audited), *_summary(found), *_verdicts(audited), *_details(found)]) + "\n"
+    lines = [*_introduction(found, audited), *_summary(found), *_verdicts(found, audited), *_details(found), ""]
+    return "\n".join(lines)
 
 
 INTRODUCTION = """# Field report
@@ -100,19 +104,23 @@ def _summary(found: Sequence[Proven]) -> Iterator[str]:
     yield ""
 
 
-def _verdicts(audited: dict[str, Report]) -> Iterator[str]:
+def _verdicts(found: Sequence[Proven], audited: dict[str, Report]) -> Iterator[str]:
     yield from ("## Verdicts", "")
     yield "FAIL: a law is broken, which may be a documented choice of the package. UNKNOWN: it could not be run here."
     for name, report in audited.items():
-        yield from ("", f"### {name}", "", _versions(report), "", "| operation | callable | verdict | laws broken |")
-        yield "|---|---|---|---|"
+        yield from ("", f"### {name}", "", _versions(name, report), "")
+        yield from ("| operation | callable | verdict | laws broken |", "|---|---|---|---|")
         yield from _rows(report)
+        yield from _broken(name, report, [item for item in found if item.package == name])
     yield ""
 
 
-def _versions(report: Report) -> str:
-    left_out = ("device", "system", "judge", "vlm-assay", "hypothesis")
-    return ", ".join(f"{name} {version}" for name, version in report.environment.items() if name not in left_out)
+def _versions(package: str, report: Report) -> str:
+    """The package first. A report that does not tell its version was made with the one that is pinned."""
+    pinned = peer.peer(package).requirements[0].partition("==")[2]
+    told = {package: pinned, **report.environment}
+    left_out = ("device", "system", *JUDGING)
+    return ", ".join(f"{name} {version}" for name, version in told.items() if name not in left_out)
 
 
 def _rows(report: Report) -> Iterator[str]:
@@ -127,12 +135,40 @@ def _rows(report: Report) -> Iterator[str]:
         worst[key] = max(worst.get(key, Verdict.PASS), finding.verdict)
         if finding.verdict == Verdict.FAIL:
             broken.setdefault(key, {})[finding.rule.rpartition(".")[2]] = None
-        elif finding.rule.endswith(".unloadable"):
-            why[key] = finding.message.partition(" File ")[0].removeprefix("RuntimeError: ")
+        elif finding.verdict == Verdict.UNKNOWN:
+            why.setdefault(key, finding.message.partition(" File ")[0].removeprefix("RuntimeError: "))
     for operation, candidate in sorted(worst):
         key = (operation, candidate)
         told = ", ".join(f"`{law}`" for law in broken.get(key, {})) or _line(why.get(key, ""))
         yield f"| `{operation}` | {candidate} | {worst[key].name} | {told} |"
+
+
+def _broken(package: str, report: Report, found: Sequence[Proven]) -> Iterator[str]:
+    """Each broken law of each callable: the first finding, and the entry that tells it where it is counted as a bug."""
+    first: dict[tuple[str, str], Finding] = {}
+    for finding in report.findings:
+        if finding.verdict == Verdict.FAIL:
+            first.setdefault((finding.candidate, finding.rule), finding)
+    if not first:
+        return
+    yield from ("", "<details><summary>what was broken, numbers, commands</summary>", "")
+    for (candidate, rule), finding in sorted(first.items()):
+        entry = next((item for item in found if item.candidate == candidate and rule in item.rules), None)
+        told = f"[a bug](#{package}-{entry.id})" if entry else "not counted as a bug"
+        numbers = "measured {}, limit {}".format(*map(_line, tables.amounts(finding)))
+        what = _line(finding.message.partition(" File ")[0])
+        yield f"* `{rule}`, {candidate}: {what}; {numbers}; {told}; `{_again(package, finding)}`"
+    yield from ("", "</details>")
+
+
+def _again(package: str, finding: Finding) -> str:
+    """The command of a finding, in the environment that ``nox`` makes."""
+    words = shlex.split(finding.repro)[2:]
+    for option in ("--peer", "--python", "--time-limit"):
+        if option in words:
+            place = words.index(option)
+            words[place : place + 2] = []
+    return f'nox -s "peer({package})" -- {shlex.join(words)}'
 
 
 def _details(found: Sequence[Proven]) -> Iterator[str]:

@@ -96,7 +96,7 @@ def repro(operation: Operation, candidate: Candidate, broke: Broke, options: Opt
         words += ["--case", broke.case] if broke.case else []
         words += ["--dtype", broke.dtype]
     words += ["--seed", str(options.seed)]
-    words += ["--python", options.python] if options.python else []
+    words += ["--python", options.python] if options.python and not candidate.trusted else []
     words += ["--examples", str(options.examples)] if not broke.alone and options.examples != DEFAULT.examples else []
     words += ["--device", options.device] if options.device != DEFAULT.device else []
     words += ["--time-limit", f"{options.time_limit:g}"] if options.time_limit != DEFAULT.time_limit else []

@@ -47,9 +47,10 @@ class Pool:
         """Parameter names of ``package.module:function``, read in a worker. ValueError when it cannot be imported."""
         return parameters(self.start()[0], ref)
 
-    def environment(self) -> Mapping[str, str]:
-        """The versions where the servers run. RuntimeError when they do not come up."""
-        return {str(name): str(value) for name, value in ask(self.start()[0], {"op": "environment"}).items()}
+    def environment(self, device: str) -> Mapping[str, str]:
+        """The versions where the servers run, and the device there. RuntimeError when they do not come up."""
+        told = ask(self.start()[0], {"op": "environment", "device": device})
+        return {str(name): str(value) for name, value in told.items()}
 
     def each(self, places: Sequence[int], do: Callable[[int, Server], None], preload: tuple[str, ...] = ()) -> None:
         """``do(place, server)`` for each place, side by side; the first error in the order of places is raised."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import assay
-from assay.audits import cases, manual, peer, registry, waive, waivers
+from assay.audits import cases, environment, manual, peer, registry, waive, waivers
 from assay.audits.choose import Describe, Request, UsageError, plan
 from assay.audits.pool import Pool
 from assay.audits.render import html, junit, markdown, sarif, schema
@@ -43,24 +43,41 @@ def conduct(request: Request, options: Options, progress: Progress = _quiet, ser
 
     ``server`` is a worker that was started before; it is used first, and stopped at the end.
     """
-    released = peer.peer(request.peer) if request.peer in peer.names() else None
-    with Pool(server, options.python, released.variables if released else None) as pool:
-        elsewhere = _elsewhere(pool) if options.python else {}
+    with workers(request, options, server) as pool:
+        elsewhere = _elsewhere(pool, options) if options.python else {}
         work = planned(request, options, pool.describe)
-        report = merge(_audits(work, pool, progress, released.preload if released else ()))
+        report = merge(_audits(work, pool, progress, preloaded(request)))
     _refuse_misfit(report)
-    report = replace(report, environment={**report.environment, **elsewhere})
+    if elsewhere:
+        report = replace(report, environment=environment.beside(report.environment, elsewhere))
     asked = (request.targets, request.candidate, request.families, request.patch, request.pipeline, request.peer)
     narrowed = any(asked)
     return replace(report, request=_asked(request, options), filtered=report.filtered or narrowed)
 
 
-def _elsewhere(pool: Pool) -> Mapping[str, str]:
+def _released(request: Request) -> peer.Peer | None:
+    return peer.peer(request.peer) if request.peer in peer.names() else None
+
+
+def workers(request: Request, options: Options, server: Server | None = None) -> Pool:
+    """What asks the candidates of a request: a released package has environment variables of its own."""
+    released = _released(request)
+    return Pool(server, options.python, released.variables if released else None)
+
+
+def preloaded(request: Request) -> tuple[str, ...]:
+    """The modules of a released package that its workers import once for all."""
+    released = _released(request)
+    return released.preload if released else ()
+
+
+def _elsewhere(pool: Pool, options: Options) -> Mapping[str, str]:
     """The versions of the candidates' environment. BadUsage when no worker runs in it."""
     try:
-        return pool.environment()
-    except (RuntimeError, OSError, EOFError) as error:
-        message = f"--python: {error}"
+        return pool.environment(options.device)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        needs = "Python 3.11 or later with torch, numpy, pydantic and safetensors"
+        message = f"{options.python} cannot be asked; it has to be {needs}: {error}"
         raise BadUsage(message) from error
 
 
@@ -132,7 +149,9 @@ def planned(request: Request, options: Options, describe: Describe | None = None
         raise BadUsage(message) from error
     operations = {operation.name: operation for operation, _ in pairs}
     if options.python:
-        pairs = tuple((operation, _elsewhere_too(candidate)) for operation, candidate in pairs)
+        pairs = tuple((operation, elsewhere_too(candidate)) for operation, candidate in pairs)
+        if pairs and all(candidate.trusted for _, candidate in pairs):
+            raise BadUsage("--python: all of this is the project's own, which is judged where the command runs")
     fits = {name: _fit(operation, options) for name, operation in operations.items()}
     _refuse_unused(operations, fits, options)
     work = [
@@ -144,7 +163,7 @@ def planned(request: Request, options: Options, describe: Describe | None = None
     return work
 
 
-def _elsewhere_too(candidate: Candidate) -> Candidate:
+def elsewhere_too(candidate: Candidate) -> Candidate:
     """What transformers does, which is another thing in another environment; the reference is this one's everywhere."""
     return replace(candidate, trusted=candidate.trusted and candidate.origin != "transformers")
 
@@ -248,7 +267,7 @@ def check_python(path: Path | str | None, option: str) -> None:
     """BadUsage, before any work is done, for an interpreter that is not there. A report is looked at later."""
     told = path and not str(path).endswith(".json")
     if told and not (Path(str(path)).is_file() and os.access(str(path), os.X_OK)):
-        message = f"{option}: {path} is no Python"
+        message = f"{option}: {path} is no Python{' and no report, *.json' if option == '--against' else ''}"
         raise BadUsage(message)
 
 

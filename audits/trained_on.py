@@ -153,14 +153,14 @@ def _cell(text: str) -> str:
 
 def html(stored: Mapping[str, Mapping[str, Any]]) -> str:
     """The same as a page to look at."""
-    rows = [
-        _row(f"{name}: {who}, {option}", made[place])
+    told = [
+        (f"{name}: {who}, {option}", made[place])
         for place, name in enumerate(CONVERSATIONS)
         for who, options in stored.items()
         for option, made in options.items()
-        if not isinstance(made[place], str)
     ]
-    return batch.render("Who trains on what", rows)
+    refused = [f"{name}: {row}" for name, row in told if isinstance(row, str)]
+    return batch.render("Who trains on what", [_row(*one) for one in told if not isinstance(one[1], str)], refused)
 
 
 def _row(name: str, row: Sequence[tuple[int, str, bool]]) -> batch.Row:
@@ -182,7 +182,8 @@ def main(arguments: Sequence[str]) -> None:
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, _, python in (argument.partition("=") for argument in arguments):
         stored[name] = asked(name, python)
-    path.write_text(json.dumps(stored, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    stored = dict(sorted(stored.items()))  # so that a page does not depend on who was asked last
+    path.write_text(json.dumps(stored, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(page(stored), encoding="utf-8")
     PAGE.with_suffix(".html").write_text(html(stored), encoding="utf-8")
 

@@ -6,12 +6,15 @@ that release, the oldest first. Writes ``docs/what-an-upgrade-changed.json`` and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from assay.audits import against, session
 from assay.audits.against import Key
@@ -75,12 +78,15 @@ def _plain(value: Any) -> Any:
     """A tensor as shape, dtype and numbers; in words where it is long."""
     if isinstance(value, str):
         return value
-    numbers = value.flatten().tolist() if value.numel() <= LONG else [float(value.double().sum())]
-    return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch."), "numbers": numbers}
+    told = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if value.numel() <= LONG:
+        return {**told, "numbers": value.flatten().tolist()}
+    bits = value.contiguous().flatten().view(torch.uint8).tolist()
+    return {**told, "numbers": [float(value.double().sum())], "bits": hashlib.sha256(bytes(bits)).hexdigest()[:12]}
 
 
 LONG = 600
-"""Elements of an output that are stored one by one; of a longer one, the sum."""
+"""Elements of an output that are stored one by one; of a longer one the sum, and a hash, for sums have no order."""
 
 
 def page(stored: Mapping[str, Mapping[str, Any]]) -> str:
@@ -109,12 +115,17 @@ def _verdict_cell(entry: Mapping[str, Any] | None) -> str:
 
 def _value_table(stored: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     releases = list(stored)
-    keys = list(dict.fromkeys(key for name in releases for key in stored[name]["values"]))
+    every = [item for name in releases for item in stored[name]["values"].items()]
+    mute = {key for key, value in every if isinstance(value, str) and value.startswith("Inexpressible")}
+    keys = [key for key in dict.fromkeys(key for key, _ in every) if " ".join(key.split(" ")[:3]) not in mute]
     found = {key: _value_cells([stored[name]["values"].get(key) for name in releases]) for key in keys}
     rows = {key: cells for key, cells in found.items() if cells}
     yield "## Outputs"
     yield ""
-    yield f"{len(keys) - len(rows)} outputs are the same in all releases, bit for bit; {len(rows)} are not."
+    yield (
+        f"{len(keys) - len(rows)} outputs are the same in all releases, bit for bit; {len(rows)} are not. "
+        f"{len(mute)} calls are no question to some release, and not counted."
+    )
     yield ""
     yield "| operation | family | case | output, first place that differs | " + " | ".join(releases) + " |"
     yield "|---|---|---|---|" + "---|" * len(releases)
@@ -125,15 +136,15 @@ def _value_table(stored: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _value_cells(values: Sequence[Any]) -> tuple[str, list[str]] | None:
     """Where the outputs of the releases first differ, and what each has there; None where they are all the same."""
-    if any(isinstance(value, str) and value.startswith("Inexpressible") for value in values):
-        return None
-    if all(value == values[0] for value in values):
+    if len({json.dumps(value) for value in values}) == 1:  # as text, in which a NaN is itself
         return None
     tensors = [value for value in values if isinstance(value, dict)]
     if len(tensors) < len(values) or len({(tuple(v["shape"]), v["dtype"], len(v["numbers"])) for v in tensors}) > 1:
         return "", [_in_words(value) for value in values]
     elements = zip(*(v["numbers"] for v in tensors), strict=True)
-    place = next(i for i, numbers in enumerate(elements) if len(set(numbers)) > 1)
+    place = next((i for i, numbers in enumerate(elements) if len(set(map(str, numbers))) > 1), None)
+    if place is None:
+        return " (bits)", [v["bits"] for v in tensors]
     cells = [f"{v['numbers'][place]:.8g}" if "float" in v["dtype"] else str(v["numbers"][place]) for v in tensors]
     return _index(place, tensors[0]), cells
 

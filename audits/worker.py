@@ -168,7 +168,7 @@ def _answer(connection: socket.socket, paths: list[str], output: BinaryIO) -> No
             wire.send(connection, _described(request["ref"]))
             continue
         if request["op"] == "environment":
-            wire.send(connection, _environment())
+            wire.send(connection, _environment(request["device"]))
             continue
         if request["op"] == "load":
             outcome, implementation = _load(request["target"], request["form"])
@@ -221,10 +221,10 @@ def _load(target: dict[str, Any], form: str) -> tuple[Outcome, Implementation | 
         return Outcome(raised=Raised(kind, said(error), trace)), None
 
 
-def _environment() -> dict[str, str]:
+def _environment(device: str) -> dict[str, str]:
     from assay.audits.environment import environment
 
-    return dict(environment("cuda" if torch.cuda.is_available() else "cpu"))
+    return dict(environment(device))
 
 
 def _described(ref: str) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from assay.audits import cli, peer, registry, resolve
+from assay.audits import cli, peer, registry, resolve, session
 from assay.audits.choose import Request, UsageError, plan
+from assay.audits.options import Options
+from assay.audits.peers import llamafactory
 from assay.audits.terms import Candidate
 
 LOCKS = Path(peer.__file__).parent / "peers" / "locks"
@@ -70,6 +72,22 @@ def test_what_a_peer_has_not_is_named() -> None:
         plan(Request(targets=("packed_positions.plan",), peer="trl", candidate="nothing"))
     with pytest.raises(UsageError, match="it goes without --family"):
         plan(Request(peer="trl", families=("qwen2_vl",)))
+    with pytest.raises(UsageError, match="it goes without --peer"):
+        plan(Request(peer="trl", pipeline="mine:make"))
+
+
+def test_llamafactory_is_given_roles_by_its_own_names() -> None:
+    talk = [{"role": role, "content": "x"} for role in ("system", "user", "assistant", "tool", "assistant")]
+    columns = llamafactory._Batches.__new__(llamafactory._Batches)._columns([{"messages": talk}])
+    assert [turn["role"] for turn in columns["_prompt"][0]] == ["user", "assistant", "observation"]
+
+
+def test_workers_of_a_peer_have_what_it_needs() -> None:
+    with session.workers(Request(peer="llamafactory"), Options()) as pool:
+        assert pool._variables == peer.peer("llamafactory").variables
+    with session.workers(Request(), Options()) as pool:
+        assert not pool._variables
+    assert session.preloaded(Request(peer="trl")) == peer.peer("trl").preload
 
 
 def test_what_cannot_run_here_says_why() -> None:
@@ -83,4 +101,4 @@ def test_a_package_that_is_not_there_is_unknown(capsys: pytest.CaptureFixture[st
     status = cli.run([*arguments, "--no-annotations"])
     said = capsys.readouterr().out
     assert status == 3, said
-    assert "No module named 'trl'" in said
+    assert "No module named 'datasets'" in said or "No module named 'trl'" in said  # the first that it needs

@@ -17,7 +17,8 @@ HERE = "assay.audits.peers.llamafactory"
 CUTOFF = 512
 """Tokens of a pack, and of the longest conversation."""
 
-
+ROLES = {"tool": "observation"}
+"""What its converters of data sets make of roles."""
 TEMPLATES = {"qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
 """What its list of models names for the families; the second for the models that do not think."""
 
@@ -116,7 +117,7 @@ class _Batches:
         for sample in samples:
             turns = [(item["role"], *_content(item["content"])) for item in sample["messages"]]
             system = "".join(text for role, text, _ in turns if role == "system")
-            spoken = [{"role": role, "content": text} for role, text, _ in turns if role != "system"]
+            spoken = [{"role": ROLES.get(role, role), "content": text} for role, text, _ in turns if role != "system"]
             pictures = [picture for *_, some in turns for picture in some]
             values = (spoken[:-1], spoken[-1:], system, pictures)
             for name, value in zip(columns, values, strict=True):

@@ -74,7 +74,7 @@ class Talks(Sequence[dict[str, Any]]):
 
     def _part(self, part: str, draw: np.random.Generator) -> dict[str, Any]:
         height, cross, width = part[1:].partition("x")
-        if part[:1] == "i" and cross and (height + width).isdigit():
+        if part[0] == "i" and cross and (height + width).isdigit():
             picture = _media.image(int(height) * self._side, int(width) * self._side, draw)
             return {"type": "image", "image": picture}
         return {"type": "text", "text": part}

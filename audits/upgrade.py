@@ -24,9 +24,9 @@ from assay.audits.terms import Report, Verdict
 
 PAGE = Path("docs/what-an-upgrade-changed.md")
 STORED = PAGE.with_suffix(".json")
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 REQUESTS = (
-    *(Request(targets=("mrope.positions", "masked_loss.model", "masked_scatter.model"), families=(name,))
+    *(Request(targets=("mrope.positions", "masked_loss.model"), families=(name,))
       for name in FAMILIES),
     Request(targets=("label_mask.labels",), candidate="assistant_masks"),
 )  # fmt: skip

@@ -25,7 +25,7 @@ from assay.audits.terms import Candidate, Outputs, Verdict
 from assay.reference import mrope
 from assay.reference.mrope_rules import PositionRule
 
-EXAMPLES = 25
+EXAMPLES = 8
 MANY = int(os.environ.get("ASSAY_EXAMPLES", "0"))
 
 

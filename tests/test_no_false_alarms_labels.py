@@ -11,7 +11,7 @@ from assay.audits.components.label_mask.labels import Inputs
 from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Outputs, Verdict
 
-EXAMPLES = 10
+EXAMPLES = 4
 IGNORE = -100
 MARK = "\u241fhere\u241f"
 

@@ -13,7 +13,7 @@ from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Outputs, Verdict
 from assay.reference import masked_loss
 
-EXAMPLES = 8
+EXAMPLES = 4
 
 
 def _mean(rows: Tensor, inputs: tokens.Labelled) -> Tensor:

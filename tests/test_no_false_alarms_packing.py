@@ -62,7 +62,7 @@ REWRITES = [
 def _passes(operation: str, ref: str, form: str = "", scope: Any = None) -> None:
     target = {"kind": "import", "ref": ref, "operation": operation}
     candidate = Candidate(operation=operation, name=ref, form=form, target=target, trusted=True, scope=scope or {})
-    report = audit(registry.operation(operation), candidate, Options(examples=15))
+    report = audit(registry.operation(operation), candidate, Options(examples=6))
     assert [(f.rule, f.case, f.message) for f in report.findings] == []
     assert report.verdict == Verdict.PASS
 

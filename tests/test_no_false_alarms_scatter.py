@@ -15,7 +15,7 @@ from assay.audits.components.masked_scatter.batch import Inputs
 from assay.audits.run import Options, audit
 from assay.audits.terms import Candidate, Report, Verdict
 
-EXAMPLES = 25
+EXAMPLES = 8
 
 
 def _count(tokens: int, features: int) -> None:

@@ -37,7 +37,7 @@ INTRODUCTION = """# What an upgrade changed
 
 The same audits of the same tiny models, on the same batches with the same weights, under several releases of
 transformers. First the verdicts: which laws each release breaks. Then what the models themselves return: position ids,
-losses, where features go, labels. Positions and labels are compared exactly; of floating point every difference is
+losses, gradients, labels. Positions and labels are compared exactly; of floating point every difference is
 shown with its size, for none is too small to be a change. Your own environments, side by side:
 
     assay audit mrope.positions --family qwen2_5_vl --against OTHER-ENVIRONMENT/bin/python
